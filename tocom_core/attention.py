@@ -1,0 +1,61 @@
+"""Self-attention in which a token that stands for several patches counts several times.
+
+Proportional attention (Token Merging, section 3, equation 1) is ``softmax(QKᵀ/√d + log s) V``
+with ``s`` the number of patches behind each key.  The bias goes into PyTorch's fused attention as a
+broadcast mask, so that the ``(N, N)`` matrix is never held here.
+"""
+
+from typing import NamedTuple
+
+import torch
+from timm.layers.attention import Attention
+from torch import Tensor
+from torch.nn import functional
+
+
+class Attended(NamedTuple):
+    """What one attention layer computed.
+
+    Attributes:
+        out: ``(B, N, D)`` the layer's output, projected.
+        query: ``(B, H, N, d)`` after q-norm.
+        key: ``(B, H, N, d)`` after k-norm.
+    """
+
+    out: Tensor
+    query: Tensor
+    key: Tensor
+
+
+def log_size_bias(size: Tensor, dtype: torch.dtype) -> Tensor:
+    """``log s`` as an additive attention mask: ``(B, N, 1)`` to ``(B, 1, 1, N)`` in ``dtype``."""
+    return size.log().to(dtype).transpose(1, 2).unsqueeze(1)
+
+
+def proportional_attention(attn: Attention, x: Tensor, size: Tensor | None = None) -> Attended:
+    """Run a timm attention layer with its own parameters, weighting keys by their size.
+
+    Args:
+        attn: timm's ``Attention``; q/k-norm, output norm, gate, biases and dropouts are honoured.
+        x: ``(B, N, D)`` normalised tokens.
+        size: ``(B, N, 1)`` patches behind each token; ``None`` is plain attention.
+
+    Returns:
+        The output and the normed queries and keys, which matching and pruning need.
+    """
+    batch, tokens, _ = x.shape
+    qkv = attn.qkv(x).view(batch, tokens, 3, attn.num_heads, attn.head_dim)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    query, key = attn.q_norm(query), attn.k_norm(key)
+    out = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if size is None else log_size_bias(size, query.dtype),
+        dropout_p=attn.attn_drop.p if attn.training else 0.0,
+    )
+    out = attn.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
+    gate = getattr(attn, "gate", None)  # younger than the oldest timm that is supported
+    if gate is not None:
+        out = out * gate(x).sigmoid()
+    return Attended(attn.proj_drop(attn.proj(out)), query, key)
