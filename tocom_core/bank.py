@@ -1,0 +1,315 @@
+"""The token compensator: a bank of tiny low-rank deltas, one group per gap between two degrees.
+
+For every layer the bank holds, for the query and for the value weight, ``K`` groups of rank ``h``.
+Group ``i`` closes the gap between degree ``i-1`` and degree ``i`` (Token Compensator, ECCV 2024,
+section 3.3):
+
+    ΔW(m → n) = s · Σ_{i=m+1…n} B_i A_i            n ≥ m
+    ΔW(m → n) = −ΔW(n → m)                          n < m
+
+so deltas are antisymmetric and add up along any path of degrees.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tocom_core.errors import BankError, DegreeError
+from tocom_core.schedule import Method
+
+FORMAT_VERSION = 1
+PROJECTIONS = ("q", "v")
+
+
+@dataclass(frozen=True)
+class BankHeader:
+    """What a bank is for and how it was made; stored in the file.
+
+    Attributes:
+        arch: timm's name of the architecture.
+        embed_dim: token width ``D``.
+        depth: number of layers.
+        num_groups: ``K``, the highest degree with a compensation.
+        rank: ``h``, rank of each group.
+        scaling: ``s``, the factor on every delta.
+        method: how tokens were removed in training.
+        prop_attn: whether proportional attention was on in training.
+        backbone_digest: ``backbone_digest`` of the model that it was trained on.
+        provenance: data, recipe, command, figures; free form.
+    """
+
+    arch: str
+    embed_dim: int
+    depth: int
+    num_groups: int
+    rank: int
+    scaling: float = 0.1
+    method: Method = "merge"
+    prop_attn: bool = True
+    backbone_digest: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Bank(nn.Module):
+    """The low-rank groups of all layers.
+
+    ``lora_A[l][p]`` is ``(K·h, D)`` and ``lora_B[l][p]`` is ``(D, K·h)``, float32, for layer ``l``
+    and projection ``p`` ("q" or "v"); group ``i`` (1…K) is rows, respectively columns,
+    ``(i-1)·h … i·h``.  ``A`` starts random and ``B`` at zero, so that an untrained bank changes
+    nothing.
+    """
+
+    def __init__(self, header: BankHeader) -> None:
+        super().__init__()
+        if min(header.embed_dim, header.depth, header.num_groups, header.rank) < 1:
+            raise BankError(
+                "embed_dim, depth, num_groups and rank must be 1 or more, but the bank says "
+                f"{header.embed_dim}, {header.depth}, {header.num_groups}, {header.rank}"
+            )
+        self.header = header
+        total = header.num_groups * header.rank
+
+        def layers(rows: int, columns: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.ParameterDict({p: nn.Parameter(torch.zeros(rows, columns)) for p in PROJECTIONS})
+                for _ in range(header.depth)
+            )
+
+        self.lora_A = layers(total, header.embed_dim)
+        self.lora_B = layers(header.embed_dim, total)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Kaiming-uniform ``A`` and zero ``B``, as LoRA does."""
+        bound = self.embed_dim**-0.5
+        for layer in range(self.depth):
+            for projection in PROJECTIONS:
+                down, up = self.factors(layer, projection)
+                with torch.no_grad():
+                    down.uniform_(-bound, bound, generator=generator)
+                    up.zero_()
+
+    def factors(self, layer: int, projection: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """``A (K·h, D)`` and ``B (D, K·h)`` of one layer for projection ``"q"`` or ``"v"``."""
+        key = f"{layer}.{projection}"
+        return self.get_parameter(f"lora_A.{key}"), self.get_parameter(f"lora_B.{key}")
+
+    @property
+    def num_groups(self) -> int:
+        """``K``, the highest degree with a compensation."""
+        return self.header.num_groups
+
+    @property
+    def rank(self) -> int:
+        """``h``, rank of each group."""
+        return self.header.rank
+
+    @property
+    def scaling(self) -> float:
+        """``s``, the factor on every delta unless a call says otherwise."""
+        return self.header.scaling
+
+    @property
+    def arch(self) -> str:
+        """Name, in timm, of the architecture it was trained on."""
+        return self.header.arch
+
+    @property
+    def embed_dim(self) -> int:
+        """Token width ``D``."""
+        return self.header.embed_dim
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return self.header.depth
+
+    @property
+    def method(self) -> Method:
+        """How tokens were removed in training."""
+        return self.header.method
+
+    @property
+    def prop_attn(self) -> bool:
+        """Whether proportional attention was on in training."""
+        return self.header.prop_attn
+
+    @property
+    def backbone_digest(self) -> str:
+        """Digest of the backbone that it was trained on; empty if unknown."""
+        return self.header.backbone_digest
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Data, recipe, command, figures."""
+        return self.header.provenance
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bank's own parameters."""
+        return _digest(self.state_dict())
+
+    def check_degree(self, r: int, name: str = "r") -> None:
+        """Raise ``DegreeError`` unless the bank reaches degree ``r``."""
+        if type(r) is not int or not 0 <= r <= self.num_groups:
+            raise DegreeError(
+                f"{name}={r!r} has no compensation: this bank covers degrees 0 to {self.num_groups}"
+            )
+
+    def layer_delta(
+        self, layer: int, r_source: int, r_target: int, scaling: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(ΔW_q, ΔW_v)`` of one layer, each ``(D, D)``; differentiable."""
+        self.check_degree(r_source, "r_source")
+        self.check_degree(r_target, "r_target")
+        low, high = sorted((r_source, r_target))
+        groups = slice(low * self.rank, high * self.rank)
+        factor = self.scaling if scaling is None else scaling
+        sign = 1.0 if r_target >= r_source else -1.0
+        pairs = (self.factors(layer, projection) for projection in PROJECTIONS)
+        query, value = (sign * factor * (up[:, groups] @ down[groups]) for down, up in pairs)
+        return query, value
+
+    @torch.no_grad()
+    def delta(
+        self, r_source: int, r_target: int, scaling: float | None = None
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """What to add to the query and value weights of a model to serve it at another degree.
+
+        Args:
+            r_source: the degree that the model was fine-tuned at.
+            r_target: the degree that it is served at.
+            scaling: ``s``; default: the bank's own.
+
+        Returns:
+            layer index to ``(ΔW_q, ΔW_v)``, each ``(D, D)`` float32.
+
+        Raises:
+            DegreeError: a degree is not in ``0…K``.
+        """
+        return {
+            layer: self.layer_delta(layer, r_source, r_target, scaling)
+            for layer in range(self.depth)
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the bank and its header as safetensors; written beside itself first."""
+        header = {"format_version": FORMAT_VERSION, **vars(self.header)}
+        header["provenance"] = dict(self.provenance)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        save_file(state, partial, metadata={"format": "pt", "tocom_bank": json.dumps(header)})
+        partial.replace(target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Bank":
+        """Read a bank, onto the CPU.
+
+        Raises:
+            BankError: no such file, not a bank, a newer format, or tensors that do not fit the
+                header or are not finite.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise BankError(f"{path} is not a readable safetensors file: {error}") from error
+        if "tocom_bank" not in metadata:
+            raise BankError(f"{path} is no bank: its header has no 'tocom_bank' entry")
+        bank = cls(_read_header(metadata["tocom_bank"], path))
+        bank._fill(state, path)
+        return bank
+
+    @classmethod
+    def from_reference_checkpoint(
+        cls, path: str | Path, num_groups: int = 16, scaling: float = 0.1
+    ) -> "Bank":
+        """Convert a checkpoint of the original research code (a pickle, read as weights only).
+
+        There, degree ``r`` enables the *last* ``r·h`` rows, so group ``i`` is rows
+        ``(K-i)·h … (K-i+1)·h``; here it is the other way round.
+
+        Args:
+            path: a file whose ``["model"]`` holds
+                ``blocks.{l}.attn.{q,v}_tocom.adapter_{down,up}.weight``.
+            num_groups: ``K``; rank is rows divided by it.
+            scaling: ``s`` that it was trained with; the file does not say.
+
+        Raises:
+            BankError: not such a checkpoint, or rows that ``num_groups`` does not divide.
+        """
+        from tocom_core.reference_bank import read_reference_factors
+
+        factors = read_reference_factors(Path(path), num_groups)
+        total, dim = factors[0, "q"][0].shape
+        header = BankHeader(
+            arch="",
+            embed_dim=dim,
+            depth=len(factors) // len(PROJECTIONS),
+            num_groups=num_groups,
+            rank=total // num_groups,
+            scaling=scaling,
+            provenance={"source": "research checkpoint", "file": Path(path).name},
+        )
+        bank = cls(header)
+        state = {}
+        for (layer, projection), (down, up) in factors.items():
+            state[f"lora_A.{layer}.{projection}"] = down
+            state[f"lora_B.{layer}.{projection}"] = up
+        bank._fill(state, path)
+        return bank
+
+    def _fill(self, state: dict[str, Tensor], path: str | Path) -> None:
+        """Take over tensors that were read from ``path``, after checking them."""
+        for key, value in state.items():
+            if not torch.isfinite(value).all():
+                raise BankError(f"{path}: {key} holds values that are not finite")
+        try:
+            self.load_state_dict({key: value.float() for key, value in state.items()})
+        except RuntimeError as error:
+            lines = " ".join(line.strip() for line in str(error).splitlines()[:4])
+            raise BankError(f"{path}: the tensors do not fit the header: {lines}") from error
+
+
+def _read_header(text: str, path: str | Path) -> BankHeader:
+    try:
+        content = json.loads(text)
+        version = content.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise BankError(
+                f"{path} has bank format {version}, this version reads {FORMAT_VERSION}; "
+                "update tocom-serve"
+            )
+        return BankHeader(**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BankError(f"{path}: the bank's header cannot be read: {error}") from error
+
+
+def backbone_digest(vit: nn.Module) -> str:
+    """SHA-256 of all parameters but the head's, as float32: the same for a float16 copy's load.
+
+    Two models with equal digests compute the same features.
+    """
+    return _digest(
+        {k: v for k, v in vit.named_parameters() if not k.startswith(("head.", "head_dist."))}
+    )
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values, in the order of names."""
+    total = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().float().cpu().contiguous()
+        total.update(f"{key}{tuple(value.shape)}".encode())
+        total.update(value.numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,150 @@
+"""Fold a bank's deltas into the live weights, in place, exactly.
+
+The live query and value rows are always rebuilt as ``pristine + delta``: summed in float32 and
+cast once.  Nothing is ever added to or taken from the live weight, so no sequence of switches can
+make it drift, and back at ``r_source`` it is bit for bit what the checkpoint held.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from tocom_core.bank import Bank, backbone_digest
+from tocom_core.compressed_vit import CompressedViT
+from tocom_core.errors import BankError, BankMismatchWarning
+
+
+class WeightMerger:
+    """Holds a model's weights at the degree it is served at.
+
+    Args:
+        model: its query and value weights are changed in place by ``set_target``.
+        bank: the compensator.
+        r_source: the degree that the model was fine-tuned at, and whose weights it holds now.
+        scaling: ``s``; default: the bank's own.
+        trained_from: digest of the backbone that the model was fine-tuned from, if known; spares
+            the warning when it is the bank's.
+
+    Raises:
+        BankError: depth or width differ, or ``r_source`` is above ``K``.
+
+    A bank that was trained on another backbone, by name or digest, only warns: a model fine-tuned
+    from that backbone is what banks are for.
+    """
+
+    def __init__(
+        self,
+        model: CompressedViT,
+        bank: Bank,
+        r_source: int = 0,
+        scaling: float | None = None,
+        *,
+        trained_from: str | None = None,
+    ) -> None:
+        _check_fit(model, bank)
+        bank.check_degree(r_source, "r_source")
+        _warn_of_another_backbone(model, bank, trained_from)
+        self._bank = bank
+        self._r_source = self._r_target = r_source
+        self._scaling = scaling
+        self._layers = [block.attn.qkv for block in model.vit.blocks]
+        self._dim = model.embed_dim
+        self._pristine = [self._rows(layer) for layer in self._layers]
+        self._pristine = [(q.clone(), v.clone()) for q, v in self._pristine]
+
+    @property
+    def r_target(self) -> int:
+        """The degree that the live weights are for."""
+        return self._r_target
+
+    @property
+    def num_groups(self) -> int:
+        """``K``, the highest degree that can be set."""
+        return self._bank.num_groups
+
+    @property
+    def r_source(self) -> int:
+        """The degree that the pristine weights are for."""
+        return self._r_source
+
+    @torch.no_grad()
+    def set_target(self, r: int) -> None:
+        """Make the live weights those for degree ``r``.
+
+        Atomic: all new rows are built and checked before the first live row is written.
+
+        Raises:
+            DegreeError: ``r`` is not in ``0…K``.
+            BankError: a new weight would not be finite (in this dtype).
+        """
+        self._bank.check_degree(r)
+        if r == self._r_target:
+            return
+        rows = self._pristine if r == self._r_source else self._build(r)
+        for layer, (query, value) in zip(self._layers, rows, strict=True):
+            live_query, live_value = self._rows(layer)
+            live_query.copy_(query)
+            live_value.copy_(value)
+        self._r_target = r
+
+    def _build(self, r: int) -> list[tuple[Tensor, Tensor]]:
+        """The rows for degree ``r``, in the live dtype and on the live device."""
+        delta = self._bank.delta(self._r_source, r, self._scaling)
+        rows = [
+            (_plus(query, delta[number][0]), _plus(value, delta[number][1]))
+            for number, (query, value) in enumerate(self._pristine)
+        ]
+        finite = torch.stack([torch.isfinite(w).all() for pair in rows for w in pair])
+        if not finite.all():
+            raise BankError(
+                f"the weights for r={r} would not be finite in {rows[0][0].dtype}; "
+                f"the model stays at r={self._r_target}"
+            )
+        return rows
+
+    def _rows(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Views of the live query and value rows of timm's fused ``qkv.weight``."""
+        weight = layer.weight.detach()
+        return weight[: self._dim], weight[2 * self._dim :]
+
+
+def _plus(pristine: Tensor, delta: Tensor) -> Tensor:
+    """Sum in float32 and cast once."""
+    return (pristine.float() + delta.to(pristine.device)).to(pristine.dtype)
+
+
+def _check_fit(model: CompressedViT, bank: Bank) -> None:
+    """Raise ``BankError`` unless the bank's deltas fit the model's weights."""
+    if (bank.depth, bank.embed_dim) != (model.depth, model.embed_dim):
+        raise BankError(
+            f"the bank is for {bank.depth} layers of width {bank.embed_dim}, but the model has "
+            f"{model.depth} of width {model.embed_dim}; use a bank trained for its backbone"
+        )
+    for number, block in enumerate(model.vit.blocks):
+        if block.attn.qkv.weight.shape != (3 * model.embed_dim, model.embed_dim):
+            raise BankError(
+                f"block {number}: qkv.weight is {tuple(block.attn.qkv.weight.shape)}, expected "
+                f"{(3 * model.embed_dim, model.embed_dim)}; such heads cannot take a bank"
+            )
+
+
+def _warn_of_another_backbone(model: CompressedViT, bank: Bank, trained_from: str | None) -> None:
+    """Say that the bank was trained on another backbone than this model's, if it was."""
+    cfg = getattr(model.vit, "pretrained_cfg", None) or {}
+    arch = str(cfg.get("architecture") or "")
+    if bank.arch and arch and bank.arch.split(".")[0] != arch.split(".")[0]:
+        difference = f"the bank was trained on {bank.arch}, the model is {arch}"
+    elif bank.backbone_digest and bank.backbone_digest not in (
+        trained_from,
+        backbone_digest(model.vit),
+    ):
+        difference = "the bank was trained on other weights than the model's"
+    else:
+        return
+    warnings.warn(
+        f"{difference}; expected if the model was fine-tuned from them, else compensation may "
+        "harm: compare accuracy with and without the bank",
+        BankMismatchWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,71 @@
+"""Read the original research code's compensator checkpoint (its layout, not its code)."""
+
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tocom_core.errors import BankError
+
+_KEY = re.compile(r"(?:module\.)?blocks\.(\d+)\.attn\.([qv])_tocom\.adapter_(down|up)\.weight")
+
+Factors = dict[tuple[int, str], tuple[Tensor, Tensor]]
+
+
+def read_reference_factors(path: Path, num_groups: int) -> Factors:
+    """Read ``(layer, projection) -> (A, B)`` with groups in rising order.
+
+    Returns:
+        ``A``: ``(K·h, D)`` and ``B``: ``(D, K·h)``, float32, on the CPU.
+
+    Raises:
+        BankError: not readable as plain weights, keys or shapes missing, or ``num_groups`` wrong.
+    """
+    found = _matching_tensors(path)
+    layers = sorted({layer for layer, _, _ in found})
+    wanted = [(layer, p, side) for layer in layers for p in "qv" for side in ("down", "up")]
+    missing = [key for key in wanted if key not in found]
+    if not layers or layers != list(range(len(layers))) or missing:
+        raise BankError(
+            f"{path} holds no complete compensator: expected "
+            "blocks.{l}.attn.{q,v}_tocom.adapter_{down,up}.weight for every layer from 0 on"
+        )
+    return {
+        (layer, p): _reverse_groups(
+            found[layer, p, "down"], found[layer, p, "up"], num_groups, f"{path}, layer {layer}"
+        )
+        for layer in layers
+        for p in "qv"
+    }
+
+
+def _matching_tensors(path: Path) -> dict[tuple[int, str, str], Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        keys = [(key, _KEY.fullmatch(key)) for key in content]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+        raise BankError(
+            f"{path} cannot be read as a research checkpoint (a dict with 'model', plain weights "
+            f"only): {error}"
+        ) from error
+    return {(int(m[1]), m[2], m[3]): content[key].float() for key, m in keys if m is not None}
+
+
+def _reverse_groups(down: Tensor, up: Tensor, num_groups: int, where: str) -> tuple[Tensor, Tensor]:
+    """Turn "the last rows first" into rising order, keeping the rows inside a group in theirs."""
+    total, dim = down.shape
+    if up.shape != (dim, total):
+        raise BankError(
+            f"{where}: down is {tuple(down.shape)}, so up must be {(dim, total)}, "
+            f"not {tuple(up.shape)}"
+        )
+    if num_groups < 1 or total % num_groups:
+        raise BankError(
+            f"{where}: {total} rows do not split into {num_groups} groups; "
+            "give the K that it was trained with"
+        )
+    rank = total // num_groups
+    order = torch.arange(total).view(num_groups, rank).flip(0).reshape(-1)
+    return down[order].contiguous(), up[:, order].contiguous()
