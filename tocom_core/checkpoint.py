@@ -1,0 +1,81 @@
+"""Read model files: tensors and what the file says about itself.  Never runs code from a file."""
+
+import argparse
+import difflib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tocom_core.errors import CheckpointError
+
+Config = dict[str, Any]
+
+# Where training scripts put the weights inside a pickle, the better ones first.
+_NESTS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Config]:
+    """Read a checkpoint's tensors, on the CPU, and its config.
+
+    The config comes from a safetensors header, else from a ``config.json`` beside the file (timm's
+    or transformers' hub layout), else it is empty.
+
+    Raises:
+        CheckpointError: no such file, not readable, or a pickle that wants to run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no model file at {path}")
+    if path.suffix == ".safetensors":
+        state, config = _read_safetensors(path)
+    else:
+        state, config = _read_pickle(path)
+    beside = path.with_name("config.json")
+    if not config and beside.is_file():
+        config = json.loads(beside.read_text(encoding="utf-8"))
+    return {key.removeprefix("module."): value for key, value in state.items()}, config
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    return state, json.loads(metadata["config"]) if "config" in metadata else {}
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], Config]:
+    try:
+        # timm's training script stores its command line: a plain record, safe to rebuild.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as plain weights ({reason}); pickles that hold code are never "
+            "loaded: convert it to .safetensors where you trust it"
+        ) from error
+    config = {"architecture": content["arch"]} if _has_name(content) else {}
+    for nest in _NESTS:
+        if isinstance(content, dict) and isinstance(content.get(nest), dict):
+            content = content[nest]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return {k: v for k, v in content.items() if isinstance(v, Tensor)}, config
+
+
+def _has_name(content: object) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("arch"), str)
+
+
+def nearest(name: str) -> str:
+    """A hint at the timm architecture with the most similar name, or nothing."""
+    close = difflib.get_close_matches(name, timm.list_models(), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
