@@ -1,0 +1,1 @@
+"""The service around `tocom_core`: settings, batching, load control, HTTP and metrics."""

@@ -1,0 +1,324 @@
+"""The only definition of the server's configuration.
+
+Each field of `Settings` is at once a command line flag (`--max-batch-size`), an environment
+variable (`TOCOM_MAX_BATCH_SIZE`) and a key of the YAML file (`max_batch_size`), in this order
+of priority; its description is the help text. Bad values and unknown keys and flags are
+refused with a sentence that names them; unknown `TOCOM_*` variables only warn, since
+Kubernetes injects some.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Self
+
+import yaml
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from server.errors import SettingsError
+
+__all__ = ["Settings", "SettingsError", "build_parser", "flag_of", "load_settings"]
+
+logger = logging.getLogger(__name__)
+
+ENV_PREFIX = "TOCOM_"
+OTHER_VARIABLES = frozenset({"TOCOM_DATA"})
+"""Variables with the prefix that belong to the tests and benchmarks, not to the server."""
+
+
+class Settings(BaseSettings):
+    """How the server runs; immutable after start-up."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=False,
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    config: Path | None = Field(None, description="YAML file with any of these settings.")
+
+    model: str = Field(
+        "default",
+        min_length=1,
+        description="'default' (the shipped model), a timm model name, or a path to a "
+        ".safetensors or .pth file.",
+    )
+    architecture: str | None = Field(
+        None, description="timm architecture of a checkpoint file that does not name its own."
+    )
+    labels: Path | None = Field(None, description="File with one class name per line.")
+    bank: str = Field(
+        "auto",
+        min_length=1,
+        description="Compensator bank: 'auto' (the default model's own, or bank.safetensors "
+        "beside the model file), 'none', or a path.",
+    )
+    r_source: int | None = Field(
+        None, ge=0, description="Degree the model was fine-tuned at; unset: the checkpoint's, or 0."
+    )
+    scaling: float | None = Field(
+        None, gt=0, le=10, description="Scale of the bank's deltas; unset: the bank's own."
+    )
+    method: Literal["merge", "prune"] = Field("merge", description="How tokens are reduced.")
+    prop_attn: bool | None = Field(
+        None, description="Proportional attention; unset: what the bank was trained with, or on."
+    )
+
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, mps, cuda or cuda:N.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type of weights and activations."
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads of one forward; 0 leaves it to torch."
+    )
+
+    max_batch_size: int = Field(32, ge=1, le=4096, description="Most images in one batch.")
+    max_queue_delay_ms: float = Field(
+        2.0, ge=0, le=10_000, description="How long an idle engine waits for a fuller batch."
+    )
+    queue_size: int = Field(
+        256, ge=1, le=1_000_000, description="Most images that wait or decode; beyond it: 429."
+    )
+    slo_ms: float = Field(
+        250.0,
+        gt=0,
+        le=600_000,
+        description="Latency promised to clients, decoding excluded; the controller keeps to it.",
+    )
+    default_deadline_ms: float | None = Field(
+        None, gt=0, le=3_600_000, description="Deadline of requests that name none; unset: none."
+    )
+
+    policy: Literal["threshold", "static"] = Field(
+        "threshold", description="What picks r: the load, or a fixed degree (static_r)."
+    )
+    static_r: int | None = Field(
+        None, ge=0, description="Degree of the static policy; unset: r_source."
+    )
+    max_r: int | None = Field(
+        None, ge=0, description="The controller never goes above it; unset: the bank's or model's."
+    )
+    min_accuracy: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="The controller avoids degrees whose expected accuracy (0 to 1) is below.",
+    )
+    dwell_s: float = Field(
+        2.0, ge=0, le=3600, description="How long load must be low before r is lowered."
+    )
+
+    max_image_bytes: int = Field(20_000_000, ge=1, description="Most bytes of one image.")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="Most pixels of one image.")
+    max_files: int = Field(32, ge=1, le=10_000, description="Most images in one request.")
+    max_body_bytes: int = Field(64_000_000, ge=1, description="Most bytes of one request.")
+    decode_workers: int = Field(
+        0, ge=0, le=256, description="Threads that decode images; 0: one per core."
+    )
+
+    drain_timeout_s: float = Field(
+        30.0, ge=0, le=3600, description="Longest time to finish admitted work at shutdown."
+    )
+    log_level: Literal["debug", "info", "warning", "error", "critical"] = Field(
+        "info", description="Least severe messages that are logged."
+    )
+
+    @property
+    def max_queue_delay_s(self) -> float:
+        """`max_queue_delay_ms` in seconds."""
+        return self.max_queue_delay_ms / 1000
+
+    @property
+    def slo_s(self) -> float:
+        """`slo_ms` in seconds."""
+        return self.slo_ms / 1000
+
+    @property
+    def default_deadline_s(self) -> float | None:
+        """`default_deadline_ms` in seconds."""
+        return None if self.default_deadline_ms is None else self.default_deadline_ms / 1000
+
+    @property
+    def max_batch_s(self) -> float:
+        """Longest time one batch should take: a request may have to wait for one and ride one."""
+        return self.slo_s / 2
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_values(cls, value: object, info: ValidationInfo) -> object:
+        """Read 'none' as unset where unset is the default; do not take yes/no for a number."""
+        field = cls.model_fields[info.field_name or ""]
+        if field.default is None and isinstance(value, str) and value.lower() in ("none", "null"):
+            return None
+        if isinstance(value, bool) and info.field_name != "prop_attn":
+            raise ValueError("Input should not be a boolean")
+        return value
+
+    @field_validator("dtype", "log_level", "policy", "method", "device", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _static_degree_fits(self) -> Self:
+        if self.static_r is None:
+            return self
+        if self.policy != "static":
+            raise ValueError(
+                f"static_r={self.static_r} has no effect with policy={self.policy!r}: "
+                "set policy to 'static' or leave static_r unset"
+            )
+        if self.max_r is not None and self.static_r > self.max_r:
+            raise ValueError(
+                f"static_r={self.static_r} lies above max_r={self.max_r}: "
+                "lower the one or raise the other"
+            )
+        return self
+
+
+def load_settings(argv: Sequence[str]) -> Settings:
+    """Read flags, environment and file into one `Settings`.
+
+    Args:
+        argv: the command line after the subcommand; `--help` prints the help and exits.
+
+    Raises:
+        SettingsError: a value, key, flag or the file itself is wrong.
+    """
+    flags = _read_flags(argv)
+    variables = _read_environment()
+    path = flags.get("config", variables.get("config"))
+    entries = {} if path is None else _read_file(Path(path))
+    origins = {name: f"{name} in {path}" for name in entries}
+    origins |= {name: f"{ENV_PREFIX}{name.upper()}" for name in variables}
+    origins |= {name: flag_of(name) for name in flags}
+    values = entries | variables | flags
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, origins)) from None
+
+
+def flag_of(name: str) -> str:
+    """Return the command line flag of the setting `name`."""
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are raised, not printed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; 'tocom serve --help' lists all flags")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return a parser with one flag per setting; values stay text until validation."""
+    parser = _Parser(
+        prog="tocom serve",
+        description="Serve a Vision Transformer whose speed can be dialled while it runs.",
+        epilog=f"Each flag is a variable ({ENV_PREFIX}PORT) and a key of the YAML file (port) too.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for name, field in Settings.model_fields.items():
+        default = "unset" if field.default is None else field.default
+        text = f"{field.description} [{default}]".replace("%", "%%")
+        if field.annotation == bool | None:
+            parser.add_argument(flag_of(name), nargs="?", const="true", metavar="BOOL", help=text)
+            negative = f"--no-{name.replace('_', '-')}"
+            parser.add_argument(
+                negative, dest=name, action="store_const", const="false", help="Turn it off."
+            )
+        else:
+            parser.add_argument(flag_of(name), metavar=_metavar(field.annotation), help=text)
+    return parser
+
+
+def _metavar(annotation: Any) -> str:
+    """Name the kind of value: `int`, `float`, `path`, or the choices."""
+    if getattr(annotation, "__origin__", None) is Literal:
+        return "|".join(annotation.__args__)
+    for kind, name in ((int, "INT"), (float, "NUMBER"), (Path, "PATH")):
+        if annotation in (kind, kind | None):
+            return name
+    return "TEXT"
+
+
+def _read_flags(argv: Sequence[str]) -> dict[str, str]:
+    known, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        word = next((w for w in unknown if w.startswith("-")), unknown[0])
+        if not word.startswith("-"):
+            raise SettingsError(f"unexpected argument {word!r}: settings are given as --name value")
+        flag = word.split("=")[0]
+        raise SettingsError(f"unknown flag {flag}{_nearest(flag, map(flag_of, _names()))}")
+    return vars(known)
+
+
+def _read_environment() -> dict[str, Any]:
+    names = {f"{ENV_PREFIX}{name.upper()}" for name in _names()}
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if name.startswith(ENV_PREFIX) and name not in names | OTHER_VARIABLES:
+            logger.warning("unknown variable %s%s; ignored", variable, _nearest(variable, names))
+    return EnvSettingsSource(Settings)()
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings file {path} is no valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"the settings file {path} must hold 'name: value' lines")
+    names = [name for name in _names() if name != "config"]
+    for key in content:
+        if key not in names:
+            hint = _nearest(str(key).replace("-", "_"), names)
+            raise SettingsError(f"unknown key {key!r} in {path}{hint}")
+    return content
+
+
+def _names() -> list[str]:
+    return list(Settings.model_fields)
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    """Return `; did you mean ...?` with the closest of `names`, or nothing if none is close."""
+    by_lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def _explain(error: ValidationError, origins: dict[str, str]) -> str:
+    """Turn pydantic's report into one sentence per wrong value."""
+    sentences = []
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ")
+        if not item["loc"]:
+            sentences.append(message)
+            continue
+        name = str(item["loc"][0])
+        sentence = f"{origins.get(name, name)}={item['input']!r}: {message}"
+        sentence += f". {Settings.model_fields[name].description}"
+        if str(item["input"]).startswith("tcp://"):
+            sentence += " Kubernetes injected this variable: set enableServiceLinks: false."
+        sentences.append(sentence)
+    return "\n".join(sentences)

@@ -1,0 +1,50 @@
+"""What the queue measures of its load."""
+
+import pytest
+
+from server.meters import ArrivalRate, RecentLatency
+
+
+def test_rate_converges_to_constant_arrivals() -> None:
+    """Five memories of 40 images/s read as 40 images/s."""
+    rate = ArrivalRate(memory_s=2.0)
+    for i in range(400):
+        rate.add(1, i / 40)
+    assert rate.per_second(10.0) == pytest.approx(40.0, rel=0.03)
+
+
+def test_rate_decays_without_arrivals() -> None:
+    """After the traffic has gone the rate fades, without anybody touching the meter."""
+    rate = ArrivalRate(memory_s=2.0)
+    rate.add(100, 0.0)
+    assert rate.per_second(0.0) == pytest.approx(50.0)
+    assert rate.per_second(2.0) == pytest.approx(50.0 / 2.718, rel=0.01)
+    assert rate.per_second(60.0) < 1e-6
+
+
+def test_several_images_at_once_count_each() -> None:
+    """A request with eight images is eight arrivals."""
+    one, many = ArrivalRate(), ArrivalRate()
+    for _ in range(8):
+        one.add(1, 1.0)
+    many.add(8, 1.0)
+    assert one.per_second(1.5) == pytest.approx(many.per_second(1.5))
+
+
+def test_quantile_is_the_nearest_rank() -> None:
+    """95 % of 100 answers kept to the 95th smallest latency."""
+    recent = RecentLatency()
+    for i in range(100):
+        recent.add((i + 1) / 100, 0.0)
+    assert recent.quantile(0.95, 0.0) == 0.95
+    assert recent.quantile(1.0, 0.0) == 1.0
+
+
+def test_old_answers_are_forgotten() -> None:
+    """Only the last two seconds count; then there is no latency to speak of."""
+    recent = RecentLatency(window_s=2.0)
+    recent.add(9.0, 0.0)
+    recent.add(0.1, 1.5)
+    assert recent.quantile(0.95, 1.9) == 9.0
+    assert recent.quantile(0.95, 2.1) == 0.1
+    assert recent.quantile(0.95, 4.0) is None
