@@ -1,0 +1,143 @@
+"""Wiring: one FastAPI application around one ``Service``."""
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.clock import monotonic
+from server.engine import Engine, load_engine
+from server.metrics import RequestOutcome
+from server.problems import add_problem_handlers, internal_problem, problem_response
+from server.routes import CLIENT_GONE, router
+from server.service import Service
+from server.settings import Settings
+from tocom_core import __version__
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """
+Classifies images with a Vision Transformer whose speed can be dialled while it runs: each layer
+merges `r` similar tokens, and a load controller picks `r` unless one is pinned.
+
+Every error is an `application/problem+json` document (RFC 9457) that says what to do.
+"""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+_OUTCOMES: dict[int, RequestOutcome] = {
+    200: "ok",
+    400: "bad_image",
+    413: "bad_image",
+    415: "bad_image",
+    422: "bad_parameter",
+    429: "shed",
+    CLIENT_GONE: "abandoned",
+    504: "expired",
+}
+
+
+def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
+    """Build the application.
+
+    The model is loaded here, so that a wrong path fails at once; it is warmed up in the background
+    once the application runs, and ``/readyz`` says when that is done.
+
+    Args:
+        settings: how to serve.
+        engine: the model, if it is loaded already.
+
+    Raises:
+        TocomError: the model or bank cannot be loaded.
+        SettingsError: the settings do not fit this machine or model.
+    """
+    service = Service(engine or load_engine(settings), settings, __version__)
+    app = FastAPI(
+        title="ToCom Serve", version=__version__, description=_DESCRIPTION, lifespan=_lifespan
+    )
+    app.state.service = service
+    app.include_router(router)
+    add_problem_handlers(app)
+    app.add_middleware(RequestContext, service=service)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Warm up in the background; at the end drain, if nobody did before."""
+    service: Service = app.state.service
+    app.state.starting = asyncio.create_task(service.start())
+    app.state.starting.add_done_callback(_log_failed_start)
+    yield
+    app.state.starting.cancel()
+    await service.drain()
+    await service.stop()
+
+
+def _log_failed_start(starting: "asyncio.Task[object]") -> None:
+    if not starting.cancelled() and (error := starting.exception()) is not None:
+        logger.critical("start-up failed: %s", error)
+
+
+class RequestContext:
+    """The outermost layer: each request gets an id, its time of arrival, one entry in the books.
+
+    The id is the client's ``X-Request-ID`` if that is a plain token, else a new one; the answer
+    carries it.  An exception that nothing else turned into an answer is logged under it and
+    answered without details.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection of ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        arrived_at = monotonic()
+        request_id = _request_id(Headers(scope=scope).get("x-request-id"))
+        scope.setdefault("state", {}).update(request_id=request_id, arrived_at=arrived_at)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                if self._service.draining:
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if status:
+                raise  # the answer has begun: only cutting it off tells the client
+            answer = problem_response(internal_problem(request_id))
+            await answer(scope, receive, send_with_id)
+        finally:
+            if scope["path"] == "/classify" and scope["method"] == "POST":
+                self._service.metrics.observe_request(
+                    self._outcome(status), monotonic() - arrived_at
+                )
+
+    def _outcome(self, status: int) -> RequestOutcome:
+        if status == 503:
+            return "draining" if self._service.draining else "not_ready"
+        return _OUTCOMES.get(status, "failed" if status else "abandoned")
+
+
+def _request_id(given: str | None) -> str:
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return uuid.uuid4().hex

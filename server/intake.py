@@ -1,0 +1,252 @@
+"""The way of a request, in one direction: admission, body, decode, queue, result.
+
+No web framework and no model here: ``routes`` hands over what arrives, the batcher takes the
+decoded images, and whatever ends a request early (deadline, client gone, shutdown) ends it by
+``Interruption``, wherever it is.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from PIL import Image
+
+from server.batcher import Batcher, ItemResult, Reservation, Submission
+from server.clock import Clock
+from server.errors import DeadlineExpired, Draining, ServeError
+from server.images import ImageLimits, decode, guard_pillow
+from server.interruption import Interruption, Receive, body_chunks
+from server.settings import Settings
+from server.stats import RequestStats
+from server.uploads import BodyMemory, Upload, UploadLimits, check_headers, read_uploads
+
+BODY_TIMEOUT_S = 60.0
+"""A body that takes longer than this is given up, so that idle uploads do not pile up."""
+
+BODIES_IN_MEMORY = 16
+"""All bodies together may take this many times the largest allowed one."""
+
+DRAFT_FACTOR = 2
+"""JPEGs are decoded at this multiple of the model's input size at least."""
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A request as it arrives: its headers, and where its body comes from."""
+
+    content_type: str
+    content_length: str | None
+    receive: Receive
+    arrived_at: float
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the request asks for; the deadline counts from its first byte."""
+
+    deadline_s: float | None = None
+    max_r: int | None = None
+    priority: int = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one file: a result, or the problem with it."""
+
+    filename: str | None
+    result: ItemResult | ServeError
+
+
+Pending = asyncio.Future[ItemResult] | ServeError
+"""A file's place in the queue, or why it got none."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    upload: Upload
+    image: object
+    problem: ServeError | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One request under way; ``deadline`` is absolute."""
+
+    incoming: Incoming
+    wishes: Wishes
+    deadline: float | None
+    scope: Interruption
+
+
+class Intake:
+    """Takes requests in and brings their images to the batcher.
+
+    Args:
+        settings: limits, decode workers, default deadline.
+        transform: from an RGB image to the model's input.
+        input_side: the model's larger input side in pixels.
+        clock: seconds, the same as the event loop's.
+        on_image: told of images that never reach the batcher.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        transform: Callable[[Image.Image], object],
+        input_side: int,
+        clock: Clock,
+        on_image: Callable[[RequestStats], None],
+    ) -> None:
+        self._transform = transform
+        self._clock = clock
+        self._on_image = on_image
+        self._default_deadline_s = settings.default_deadline_s
+        self._limits = UploadLimits(
+            max_body_bytes=settings.max_body_bytes,
+            max_file_bytes=settings.max_image_bytes,
+            max_files=min(settings.max_files, settings.queue_size),
+        )
+        self._image_limits = ImageLimits(
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            draft_side=DRAFT_FACTOR * input_side,
+        )
+        guard_pillow(self._image_limits)
+        self._memory = BodyMemory(BODIES_IN_MEMORY * settings.max_body_bytes)
+        self._decoders = ThreadPoolExecutor(
+            settings.decode_workers or os.cpu_count() or 1, thread_name_prefix="decode"
+        )
+        self._reading: set[Interruption] = set()
+        self._all_read = asyncio.Event()
+
+    async def classify(self, batcher: Batcher, incoming: Incoming, wishes: Wishes) -> list[Answer]:
+        """Take one request from its first byte to one answer per file, in their order.
+
+        Raises:
+            ServeError: the request as a whole was refused.
+            ClientGone: nobody is waiting for the answer any more.
+        """
+        check_headers(incoming.content_type, incoming.content_length, self._limits)
+        seconds = wishes.deadline_s or self._default_deadline_s
+        deadline = None if seconds is None else incoming.arrived_at + seconds
+        request = _Request(incoming, wishes, deadline, Interruption())
+        async with request.scope.guard():
+            with self._memory.hold() as take:
+                uploads = await self._read(request, take)
+                request.scope.watch(incoming.receive)
+                pending = await self._admit(request, uploads, batcher)
+            return await _collect(uploads, pending)
+
+    async def settle(self, grace_s: float) -> None:
+        """Give bodies that are arriving a moment to be admitted, then refuse them."""
+        if self._reading:
+            self._all_read.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._all_read.wait(), grace_s)
+        for scope in tuple(self._reading):
+            scope.interrupt(Draining())
+
+    def close(self) -> None:
+        """End the decoders; what is being decoded is not waited for."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def _read(self, request: _Request, take: Callable[[int], None]) -> list[Upload]:
+        """The body, unless its time runs out or the server shuts down first."""
+        incoming, scope = request.incoming, request.scope
+        give_up = incoming.arrived_at + BODY_TIMEOUT_S
+        if request.deadline is not None and request.deadline < give_up:
+            self._expire_at(request.deadline, "the body was still arriving", scope)
+        else:
+            self._expire_at(give_up, f"the body took {BODY_TIMEOUT_S:.0f} s to arrive", scope)
+        self._reading.add(scope)
+        try:
+            chunks = _taking(body_chunks(incoming.receive), take)
+            return await read_uploads(incoming.content_type, chunks, self._limits)
+        finally:
+            scope.clear_timer()
+            self._reading.discard(scope)
+            if not self._reading:
+                self._all_read.set()
+
+    async def _admit(
+        self, request: _Request, uploads: Sequence[Upload], batcher: Batcher
+    ) -> list[Pending]:
+        """Places in the queue for all files or none, then decode, then queue the good ones."""
+        with batcher.reserve(len(uploads)) as places:
+            decoded = await self._decode_all(request, uploads)
+            return [self._submit(request, item, places) for item in decoded]
+
+    async def _decode_all(self, request: _Request, uploads: Sequence[Upload]) -> list[_Decoded]:
+        """Decode in the pool; the deadline ends it here, and from then on in the queue."""
+        if request.deadline is not None:
+            self._expire_at(request.deadline, "the image was being decoded", request.scope)
+        loop, started = asyncio.get_running_loop(), self._clock()
+        jobs = [loop.run_in_executor(self._decoders, self._decode, u, started) for u in uploads]
+        try:
+            return await asyncio.gather(*jobs)
+        finally:
+            request.scope.clear_timer()
+
+    def _decode(self, upload: Upload, started: float) -> _Decoded:
+        """Decode one file, on a thread of the pool; a bad image is a result like any other."""
+        image, problem = None, upload.problem
+        data, upload.data = upload.data, bytearray()
+        if problem is None:
+            try:
+                image = decode(data, self._image_limits, self._transform, upload.content_type)
+            except ServeError as error:
+                problem = error
+        return _Decoded(upload, image, problem, self._clock() - started)
+
+    def _submit(self, request: _Request, item: _Decoded, places: Reservation) -> Pending:
+        """Queue a decoded image, or report a bad one."""
+        arrived_at = request.incoming.arrived_at
+        if item.problem is not None:
+            total_s = self._clock() - arrived_at
+            self._on_image(RequestStats("bad_image", None, item.seconds, 0.0, 0.0, total_s))
+            return item.problem
+        submission = Submission(
+            payload=item.image,
+            received_at=arrived_at,
+            deadline=request.deadline,
+            max_r=request.wishes.max_r,
+            priority=request.wishes.priority,
+            decode_s=item.seconds,
+        )
+        return places.submit(submission)
+
+    def _expire_at(self, deadline: float, meanwhile: str, scope: Interruption) -> None:
+        error = DeadlineExpired(f"The deadline passed while {meanwhile}; allow more time.")
+        scope.interrupt_after(deadline - self._clock(), error)
+
+
+async def _taking(
+    chunks: AsyncIterator[bytes], take: Callable[[int], None]
+) -> AsyncIterator[bytes]:
+    """Account for each chunk before it is kept."""
+    async for chunk in chunks:
+        take(len(chunk))
+        yield chunk
+
+
+async def _collect(uploads: Sequence[Upload], pending: Sequence[Pending]) -> list[Answer]:
+    """Wait for all results; cancelling this cancels what has not come yet."""
+    futures = [item for item in pending if isinstance(item, asyncio.Future)]
+    await asyncio.gather(*futures, return_exceptions=True)
+    return [
+        Answer(upload.filename, item if isinstance(item, ServeError) else _outcome(item))
+        for upload, item in zip(uploads, pending, strict=True)
+    ]
+
+
+def _outcome(future: asyncio.Future[ItemResult]) -> ItemResult | ServeError:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, ServeError):
+        return error
+    raise error

@@ -1,0 +1,184 @@
+"""The only module that knows Prometheus: turns plain records into metrics.
+
+The rest of the server emits the frozen records of ``stats`` and exposes a few numbers; this module
+observes them.  It has its own registry, so that two servers in one process (as in tests) do not
+share counts.  Labels take few values by construction: outcomes, stages, modes, degrees and the
+policy's reasons.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+)
+from prometheus_client.exposition import choose_encoder
+
+from server.stats import BatchStats, Outcome, RequestStats, SwitchStats
+
+RequestOutcome = Literal[
+    "ok",
+    "bad_image",
+    "bad_parameter",
+    "shed",
+    "expired",
+    "abandoned",
+    "failed",
+    "not_ready",
+    "draining",
+]
+"""How an HTTP request ended; `Outcome` says the same of a single image."""
+
+_LATENCY_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25),
+    *(0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+_SWITCH_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+_BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+class Metrics:
+    """All metrics of one server.
+
+    Args:
+        slo_s: the latency that the operator promised; it becomes a bucket boundary, so that the
+            share of answers within it can be read off exactly.
+    """
+
+    def __init__(self, slo_s: float) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._add_requests(tuple(sorted({*_LATENCY_BUCKETS, slo_s})))
+        self._add_batches()
+        self._add_state()
+        self._slo.set(slo_s)
+
+    def _add_requests(self, buckets: tuple[float, ...]) -> None:
+        self._requests = self._counter(
+            "tocom_requests",
+            "Classification requests by how they ended; each is counted exactly once.",
+            "outcome",
+            get_args(RequestOutcome),
+        )
+        self._request_seconds = self._histogram(
+            "tocom_request_duration_seconds",
+            "From the first byte of a classification request to its answer, by outcome.",
+            buckets,
+            "outcome",
+        )
+        self._images = self._counter(
+            "tocom_images",
+            "Images by how they ended; a request has one or more.",
+            "outcome",
+            get_args(Outcome),
+        )
+        self._stages = self._histogram(
+            "tocom_image_stage_seconds",
+            "Where classified images spent their time: decode, queue or compute.",
+            buckets,
+            "stage",
+        )
+        self._slo = self._gauge("tocom_slo_seconds", "Latency that the controller aims at.")
+
+    def _add_batches(self) -> None:
+        self._inferred = self._counter(
+            "tocom_inferred_images", "Images that went through the model, by degree.", "r"
+        )
+        self._batch_size = self._histogram(
+            "tocom_batch_size", "Images per forward pass.", _BATCH_BUCKETS
+        )
+        self._batch_seconds = self._histogram(
+            "tocom_batch_compute_seconds", "Duration of forward passes.", _LATENCY_BUCKETS
+        )
+        self._switches = self._counter(
+            "tocom_switches", "Changes of degree, by the reason for them.", "reason"
+        )
+        self._switch_seconds = self._histogram(
+            "tocom_switch_duration_seconds",
+            "Time to merge another degree into the weights.",
+            _SWITCH_BUCKETS,
+        )
+
+    def _add_state(self) -> None:
+        self._queue_depth = self._gauge("tocom_queue_depth", "Images waiting for a batch.")
+        self._in_flight = self._gauge(
+            "tocom_in_flight_requests", "Classification requests being handled."
+        )
+        self._r = self._gauge("tocom_compression_degree", "Degree r of the next batch.")
+        self._mode = self._gauge(
+            "tocom_compression_mode", "1 for the mode that is on: auto or pinned.", "mode"
+        )
+        self._ready = self._gauge("tocom_ready", "1 if warmed up, healthy and not draining.")
+
+    def watch(
+        self,
+        *,
+        queue_depth: Callable[[], float],
+        in_flight: Callable[[], float],
+        r: Callable[[], float],
+        mode: Callable[[], str],
+        ready: Callable[[], bool],
+    ) -> None:
+        """Read these whenever metrics are asked for."""
+        self._queue_depth.set_function(queue_depth)
+        self._in_flight.set_function(in_flight)
+        self._r.set_function(r)
+        self._ready.set_function(lambda: float(ready()))
+        self._mode.labels("auto").set_function(lambda: float(mode() == "auto"))
+        self._mode.labels("pinned").set_function(lambda: float(mode() == "pinned"))
+
+    def describe(self, version: str, model: Mapping[str, str], bank: Mapping[str, str]) -> None:
+        """Publish what is being served; ``bank`` is empty without one."""
+        self._info("tocom_build", "Version of the server.", {"version": version})
+        self._info("tocom_model", "The model that is served.", model)
+        self._info("tocom_bank", "The token compensator; no labels if none is loaded.", bank)
+
+    def observe_request(self, outcome: RequestOutcome, seconds: float) -> None:
+        """Count one classification request, whatever became of it."""
+        self._requests.labels(outcome).inc()
+        self._request_seconds.labels(outcome).observe(seconds)
+
+    def observe_image(self, stats: RequestStats) -> None:
+        """Count one image of a request."""
+        self._images.labels(stats.outcome).inc()
+        if stats.outcome == "ok":
+            self._stages.labels("decode").observe(stats.decode_s)
+            self._stages.labels("queue").observe(stats.queue_s)
+            self._stages.labels("compute").observe(stats.compute_s)
+
+    def observe_batch(self, stats: BatchStats) -> None:
+        """Count one forward pass."""
+        self._inferred.labels(str(stats.r)).inc(stats.size)
+        self._batch_size.observe(stats.size)
+        self._batch_seconds.observe(stats.compute_s)
+
+    def observe_switch(self, stats: SwitchStats) -> None:
+        """Count one change of degree."""
+        self._switches.labels(stats.reason).inc()
+        self._switch_seconds.observe(stats.merge_s)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The page for ``/metrics`` and its content type, in the format the scraper asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _counter(self, name: str, text: str, label: str, values: Iterable[str] = ()) -> Counter:
+        """A counter whose known label values start at 0, so that rates exist from the start."""
+        counter = Counter(name, text, [label], registry=self.registry)
+        for value in values:
+            counter.labels(value)
+        return counter
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _info(self, name: str, text: str, labels: Mapping[str, str]) -> None:
+        Info(name, text, registry=self.registry).info(dict(labels))

@@ -1,0 +1,111 @@
+"""What the server knows, put into the words of the API's schemas."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from server.batcher import ItemResult
+from server.controller import ControllerStatus, DegreeChange
+from server.engine import Engine
+from server.errors import ServeError
+from server.intake import Answer
+from server.problems import problem_of
+from server.schemas import (
+    BankInfo,
+    CompressionStatus,
+    FailedImage,
+    ImageResult,
+    Level,
+    ModelInfo,
+    Prediction,
+    Switch,
+)
+from tocom_core.bank import Bank
+
+
+def image_result(
+    answer: Answer, labels: tuple[str, ...], top_k: int, request_id: str
+) -> ImageResult | FailedImage:
+    """One file's entry in the answer of ``POST /classify``."""
+    result = answer.result
+    if isinstance(result, ServeError):
+        return FailedImage(filename=answer.filename, problem=problem_of(result, request_id))
+    return ImageResult(
+        filename=answer.filename,
+        r=result.r,
+        batch_size=result.batch_size,
+        queue_ms=round(result.queue_s * 1000, 3),
+        compute_ms=round(result.compute_s * 1000, 3),
+        predictions=_best(result, labels, top_k),
+    )
+
+
+def _best(result: ItemResult, labels: tuple[str, ...], top_k: int) -> list[Prediction]:
+    """The likeliest classes first; of equal ones the lower index."""
+    order = np.argsort(-result.output, kind="stable")[:top_k]
+    return [
+        Prediction(label=labels[i], index=i, score=float(result.output[i])) for i in order.tolist()
+    ]
+
+
+def model_info(engine: Engine) -> ModelInfo:
+    """The answer of ``GET /model``."""
+    loaded, bank = engine.loaded, engine.bank
+    return ModelInfo(
+        name=loaded.name,
+        architecture=loaded.architecture,
+        digest=loaded.digest,
+        labels=list(loaded.labels),
+        input_size=loaded.input_size,
+        transform=dict(loaded.transform_info),
+        method=engine.model.method,
+        prop_attn=engine.model.prop_attn,
+        r_source=engine.r_source,
+        max_r=engine.max_r,
+        bank=None if bank is None else _bank_info(bank, engine.scaling),
+        device=str(engine.device),
+        dtype=str(engine.dtype).removeprefix("torch."),
+    )
+
+
+def compression_status(status: ControllerStatus) -> CompressionStatus:
+    """The answer of ``GET`` and ``PUT /compression``."""
+    change = status.last_change
+    return CompressionStatus(
+        mode=status.mode,
+        r=status.r,
+        r_source=status.r_source,
+        min_r=status.min_r,
+        max_r=status.max_r,
+        pinned_ttl_s=status.pinned_ttl_s,
+        levels=[
+            Level(
+                r=level.r,
+                relative_throughput=level.relative_throughput,
+                images_per_s=level.images_per_s,
+                measured=level.measured,
+                expected_accuracy=level.expected_accuracy,
+            )
+            for level in status.levels
+        ],
+        last_switch=None if change is None else _switch(change),
+    )
+
+
+def _bank_info(bank: Bank, scaling: float | None) -> BankInfo:
+    return BankInfo(
+        digest=bank.digest,
+        arch=bank.arch,
+        num_groups=bank.num_groups,
+        rank=bank.rank,
+        scaling=bank.scaling if scaling is None else scaling,
+    )
+
+
+def _switch(change: DegreeChange) -> Switch:
+    return Switch(
+        r_from=change.r_from,
+        r_to=change.r_to,
+        reason=change.reason,
+        at=datetime.now(UTC) - timedelta(seconds=change.age_s),
+    )

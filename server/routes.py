@@ -1,0 +1,191 @@
+"""The HTTP API: thin handlers that parse, await and reply."""
+
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from server.errors import (
+    BadParameter,
+    DeadlineExpired,
+    Draining,
+    ForwardFailed,
+    ImageTooLarge,
+    NotAnImage,
+    NotReady,
+    QueueFull,
+    ServeError,
+    UnsupportedMedia,
+)
+from server.intake import Incoming, Wishes
+from server.interruption import ClientGone
+from server.problems import documented
+from server.replies import compression_status, image_result, model_info
+from server.schemas import (
+    ClassifyQuery,
+    ClassifyResponse,
+    CompressionQuery,
+    CompressionStatus,
+    Health,
+    ModelInfo,
+)
+from server.service import Service
+
+router = APIRouter()
+
+CLIENT_GONE = 499
+"""nginx's status for a client that did not wait; it never reaches anyone."""
+
+_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_CLASSIFY_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One or more parts named `file`, or one raw image.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": {"type": "string", "format": "binary"},
+                        }
+                    },
+                }
+            },
+            "image/jpeg": _BINARY,
+            "image/png": _BINARY,
+            "image/webp": _BINARY,
+            "image/*": _BINARY,
+        },
+    }
+}
+
+
+@router.post(
+    "/classify",
+    tags=["inference"],
+    summary="Classify images",
+    openapi_extra=_CLASSIFY_BODY,
+    responses=documented(
+        *(NotAnImage, ImageTooLarge, UnsupportedMedia, BadParameter, QueueFull),
+        *(ForwardFailed, NotReady, Draining, DeadlineExpired),
+    ),
+    response_model=ClassifyResponse,
+)
+async def classify(
+    request: Request, query: Annotated[ClassifyQuery, Query()]
+) -> ClassifyResponse | Response:
+    """Several files are admitted all or none.
+
+    A file that cannot be read carries a `problem` in its result; if none of them succeeded, the
+    answer is the first file's problem.
+    """
+    service = _service(request)
+    incoming = Incoming(
+        content_type=request.headers.get("content-type", ""),
+        content_length=request.headers.get("content-length"),
+        receive=request.receive,
+        arrived_at=request.state.arrived_at,
+    )
+    wishes = Wishes(
+        deadline_s=None if query.deadline_ms is None else query.deadline_ms / 1000,
+        max_r=query.max_r,
+        priority=_PRIORITIES[query.priority],
+    )
+    try:
+        answers = await service.classify(incoming, wishes)
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+    errors = [a.result for a in answers if isinstance(a.result, ServeError)]
+    if len(errors) == len(answers):
+        raise errors[0]
+    labels = service.engine.labels
+    request_id: str = request.state.request_id
+    return ClassifyResponse(
+        request_id=request_id,
+        model=service.engine.loaded.name,
+        results=[image_result(answer, labels, query.top_k, request_id) for answer in answers],
+    )
+
+
+@router.get("/model", tags=["model"], summary="What is served")
+async def model(request: Request) -> ModelInfo:
+    """Name, labels, input, transform and digests of the model and its bank."""
+    return model_info(_service(request).engine)
+
+
+@router.get(
+    "/compression",
+    tags=["compression"],
+    summary="The present degree and its controller",
+    responses=documented(NotReady),
+)
+async def compression(request: Request) -> CompressionStatus:
+    """Mode, degree, bounds, what each degree wins and costs, and the last switch."""
+    return compression_status(_service(request).core.controller.status())
+
+
+@router.put(
+    "/compression",
+    tags=["compression"],
+    summary="Pin a degree, hand it back, or bound the controller",
+    responses=documented(BadParameter, NotReady),
+)
+async def set_compression(
+    request: Request, query: Annotated[CompressionQuery, Query()]
+) -> CompressionStatus:
+    """Holds from the next batch on; answers what `GET /compression` answers."""
+    controller = _service(request).core.controller
+    if query.min_r is not None or query.max_r is not None:
+        controller.bound(query.min_r, query.max_r)
+    if query.mode == "auto":
+        controller.auto()
+    if query.r is not None:
+        controller.pin(query.r, query.ttl_s)
+    return compression_status(controller.status())
+
+
+@router.get("/healthz", tags=["health"], summary="Is the process alive?")
+async def healthz() -> Health:
+    """Answers as long as the server can answer at all."""
+    return Health(status="ok")
+
+
+@router.get(
+    "/readyz",
+    tags=["health"],
+    summary="Should requests come here?",
+    responses=documented(NotReady, Draining),
+)
+async def readyz(request: Request) -> Health:
+    """503 until the model is warm, while it fails, and once the server is shutting down."""
+    _service(request).check_ready()
+    return Health(status="ready")
+
+
+@router.get(
+    "/metrics",
+    tags=["health"],
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Text or OpenMetrics, as the scraper asks for."""
+    page, content_type = _service(request).metrics.render(request.headers.get("accept", ""))
+    return Response(page, headers={"Content-Type": content_type})
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """The way to the interactive documentation."""
+    return RedirectResponse("/docs")
+
+
+def _service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)

@@ -1,0 +1,228 @@
+"""One model being served: its parts wired together, and their life from warm-up to drain."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from server.batcher import Batcher
+from server.clock import Clock, monotonic
+from server.controller import Controller
+from server.engine import Engine, WarmUp
+from server.errors import Draining, NotReady, SettingsError
+from server.intake import Answer, Incoming, Intake, Wishes
+from server.levels import LevelTable
+from server.metrics import Metrics
+from server.policy import Policy, StaticPolicy, ThresholdPolicy
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LOOK_AT_LOAD_EVERY_S = 0.25
+DRAIN_GRACE_S = 1.0
+"""How long bodies that are arriving when the drain begins may take to be admitted still."""
+
+_BANK_LABELS = ("digest", "arch", "num_groups", "rank")
+
+
+@dataclass(frozen=True)
+class Core:
+    """What exists once the model is warm."""
+
+    batcher: Batcher
+    controller: Controller
+
+
+class Service:
+    """Engine, queue, controller and metrics of one server.
+
+    Args:
+        engine: the model.
+        settings: limits, policy, timeouts.
+        version: of the server, for the metrics.
+        clock: monotonic seconds, the same as the event loop's.
+
+    Raises:
+        SettingsError: the settings do not fit the model.
+
+    Attributes:
+        draining: no new requests are taken.
+        in_flight: classification requests being handled.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: Settings, version: str, clock: Clock = monotonic
+    ) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.draining = False
+        self.in_flight = 0
+        self.metrics = Metrics(settings.slo_s)
+        self._clock = clock
+        self._core: Core | None = None
+        self._look: asyncio.Task[None] | None = None
+        self._intake = Intake(
+            settings,
+            engine.loaded.transform,
+            max(engine.loaded.input_size[1:]),
+            clock,
+            self.metrics.observe_image,
+        )
+        self._policy = _policy(settings, engine)
+        self._describe(version)
+
+    @property
+    def core(self) -> Core:
+        """Batcher and controller.
+
+        Raises:
+            NotReady: the model is still warming up.
+        """
+        if self._core is None:
+            raise NotReady
+        return self._core
+
+    def check_ready(self) -> None:
+        """Raise the reason why requests should go elsewhere, if there is one."""
+        if self.draining:
+            raise Draining
+        if not self.core.batcher.alive:
+            raise NotReady("Inference has stopped on this server; it must be restarted.")
+        if not self.engine.healthy:
+            raise NotReady("The last batches failed one after the other; see the server's log.")
+
+    async def start(self) -> WarmUp:
+        """Warm the model up and open the queue.
+
+        Raises:
+            SettingsError: the settings do not fit the model.
+            ForwardFailed: the model does not run.
+        """
+        warm_up = await self.engine.warm_up()
+        core = self._open(warm_up)
+        core.batcher.start()
+        self._look = asyncio.create_task(self._look_at_load(core))
+        self._core = core
+        return warm_up
+
+    async def classify(self, incoming: Incoming, wishes: Wishes) -> list[Answer]:
+        """One request, from its first byte to one answer per file.
+
+        Raises:
+            ServeError: the request as a whole was refused.
+            ClientGone: nobody is waiting for the answer any more.
+        """
+        if self.draining:
+            raise Draining
+        batcher = self.core.batcher
+        self.in_flight += 1
+        try:
+            return await self._intake.classify(batcher, incoming, wishes)
+        finally:
+            self.in_flight -= 1
+
+    async def drain(self) -> bool:
+        """Refuse new requests and finish the admitted ones.
+
+        Returns:
+            whether they were finished within ``drain_timeout_s``; the others got ``Draining``.
+        """
+        if self.draining:
+            return True
+        self.draining = True
+        deadline = self._clock() + self.settings.drain_timeout_s
+        await self._intake.settle(min(DRAIN_GRACE_S, self.settings.drain_timeout_s / 2))
+        if self._core is None:
+            return True
+        return await self._core.batcher.drain(max(0.0, deadline - self._clock()))
+
+    async def stop(self) -> None:
+        """End all tasks and threads; admitted work should have been drained before."""
+        self.draining = True
+        if self._look is not None:
+            self._look.cancel()
+        if self._core is not None:
+            await self._core.batcher.close()
+        self._intake.close()
+        self.engine.close()
+
+    def _open(self, warm_up: WarmUp) -> Core:
+        """Build the controller from what the warm-up measured, and the queue that asks it."""
+        settings = self.settings
+        table = LevelTable(
+            self.engine.levels(warm_up.images_per_s),
+            max_batch_size=settings.max_batch_size,
+            max_batch_s=settings.max_batch_s,
+        )
+        controller = Controller(
+            self._policy,
+            table,
+            self.engine.r_source,
+            self._clock,
+            slo_s=settings.slo_s,
+            max_r=settings.max_r,
+            min_accuracy=settings.min_accuracy,
+            on_switch=[self.metrics.observe_switch],
+        )
+        batcher = Batcher(
+            self.engine.run,
+            controller.next_r,
+            self._clock,
+            max_batch_size=settings.max_batch_size,
+            max_queue_delay_s=settings.max_queue_delay_s,
+            queue_size=settings.queue_size,
+            on_batch=[controller.observe_batch, self.metrics.observe_batch],
+            on_request=[self.metrics.observe_image],
+            estimate_batch_s=controller.estimate_batch_s,
+            max_batch_s=settings.max_batch_s,
+        )
+        return Core(batcher, controller)
+
+    async def _look_at_load(self, core: Core) -> None:
+        """Let the degree come back down when there are no batches that would ask for it."""
+        while True:
+            await asyncio.sleep(LOOK_AT_LOAD_EVERY_S)
+            try:
+                core.controller.next_r(core.batcher.load())
+            except Exception:  # the next look may go well, and there must be one
+                logger.exception("looking at the load failed")
+
+    def _describe(self, version: str) -> None:
+        """Tell the metrics what is served and where to look."""
+        engine, bank = self.engine, self.engine.bank
+        model = {
+            "name": engine.loaded.name,
+            "architecture": engine.loaded.architecture,
+            "digest": engine.loaded.digest,
+            "device": str(engine.device),
+            "dtype": self.settings.dtype,
+            "method": engine.model.method,
+            "r_source": str(engine.r_source),
+        }
+        labels = {}
+        if bank is not None:
+            labels = {name: str(getattr(bank, name)) for name in _BANK_LABELS}
+            labels["scaling"] = str(engine.scaling)
+        self.metrics.describe(version, model, labels)
+        self.metrics.watch(
+            queue_depth=lambda: self._core.batcher.load().queue_length if self._core else 0,
+            in_flight=lambda: self.in_flight,
+            r=lambda: self._core.controller.status().r if self._core else engine.r_source,
+            mode=lambda: self._core.controller.status().mode if self._core else "auto",
+            ready=self._is_ready,
+        )
+
+    def _is_ready(self) -> bool:
+        try:
+            self.check_ready()
+        except (Draining, NotReady):
+            return False
+        return True
+
+
+def _policy(settings: Settings, engine: Engine) -> Policy:
+    if settings.policy == "threshold":
+        return ThresholdPolicy(dwell_s=settings.dwell_s)
+    r = engine.r_source if settings.static_r is None else settings.static_r
+    if r > engine.max_r:
+        raise SettingsError(f"static_r={r}: the model has degrees 0 to {engine.max_r}")
+    return StaticPolicy(r)

@@ -1,0 +1,264 @@
+"""The body of ``POST /classify`` to a list of files, with every limit enforced while it arrives.
+
+Two forms are read: ``multipart/form-data`` with parts named ``file``, and a single raw image.
+Bytes are counted as they come, whatever ``Content-Length`` claimed; nothing is spooled to disk.
+A file over its own limit is dropped and marked, as the other files of the request are still good;
+a request over its limit is refused.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from server.errors import (
+    BadParameter,
+    ImageTooLarge,
+    NotAnImage,
+    QueueFull,
+    ServeError,
+    UnsupportedMedia,
+)
+
+FIELD = "file"
+
+_HOW = f"send it as multipart form (curl -F {FIELD}=@photo.jpg …)"
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """What one request may bring.
+
+    Attributes:
+        max_body_bytes: everything, part headers included.
+        max_file_bytes: one file.
+        max_files: parts named ``file``.
+    """
+
+    max_body_bytes: int
+    max_file_bytes: int
+    max_files: int
+
+
+@dataclass
+class Upload:
+    """One file as it was sent.
+
+    ``problem`` is set, and ``data`` empty, if the file alone was too large.
+    """
+
+    filename: str | None = None
+    content_type: str | None = None
+    data: bytearray = field(default_factory=bytearray)
+    problem: ServeError | None = None
+
+    def add(self, chunk: bytes, limit: int) -> None:
+        """Append, unless the file is or becomes larger than ``limit``."""
+        if self.problem is not None:
+            return
+        if len(self.data) + len(chunk) <= limit:
+            self.data += chunk
+            return
+        self.data = bytearray()
+        self.problem = ImageTooLarge(
+            f"The file has more than {limit} bytes; send a smaller or more compressed image"
+        )
+
+
+class BodyMemory:
+    """Bounds the bytes of all request bodies that are in memory at once.
+
+    The queue bounds how many images wait, but only once their bodies are there; without this,
+    enough slow or huge uploads would fill the machine's memory first.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._taken_bytes = 0
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes that are held now."""
+        return self._taken_bytes
+
+    @contextmanager
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """Hold the bytes of one request until the block ends.
+
+        Yields:
+            a function to call with the number of bytes that arrived; raises ``QueueFull`` when too
+            much is in memory already.
+        """
+        held = 0
+
+        def take(count: int) -> None:
+            nonlocal held
+            if self._taken_bytes + count > self._limit_bytes:
+                raise QueueFull("Too many uploads at once; try again soon.", retry_after_s=1)
+            self._taken_bytes += count
+            held += count
+
+        try:
+            yield take
+        finally:
+            self._taken_bytes -= held
+
+
+def check_headers(content_type: str, content_length: str | None, limits: UploadLimits) -> None:
+    """Refuse by the headers alone, before a byte of the body is asked for.
+
+    Raises:
+        UnsupportedMedia: neither a multipart form nor an image.
+        ImageTooLarge: the announced length is above the limit.
+    """
+    media_type = _media_type(content_type)
+    if media_type != "multipart/form-data" and not media_type.startswith("image/"):
+        found = f"The Content-Type {media_type[:80]!r}" if media_type else "A missing Content-Type"
+        raise UnsupportedMedia(
+            f"{found} is not read here; {_HOW}, or as raw body with an image type "
+            "(curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg …)"
+        )
+    if content_length is not None and content_length.isdecimal():
+        _check_total(int(content_length), limits)
+
+
+async def read_uploads(
+    content_type: str, chunks: AsyncIterator[bytes], limits: UploadLimits
+) -> list[Upload]:
+    """Read the body to its end.
+
+    Args:
+        content_type: the request's, as accepted by ``check_headers``.
+        chunks: the body as it arrives.
+        limits: enforced while reading.
+
+    Raises:
+        ImageTooLarge: the body has too many bytes.
+        BadParameter: a part with another name, none named ``file``, or too many.
+        NotAnImage: the form is malformed or ends early.
+    """
+    if _media_type(content_type) != "multipart/form-data":
+        upload = Upload(content_type=content_type)
+        async for chunk in _counted(chunks, limits):
+            upload.add(chunk, limits.max_file_bytes)
+        return [upload]
+    form = _Form(content_type, limits)
+    async for chunk in _counted(chunks, limits):
+        form.write(chunk)
+    return form.finish()
+
+
+async def _counted(chunks: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:
+    total = 0
+    async for chunk in chunks:
+        total += len(chunk)
+        _check_total(total, limits)
+        yield chunk
+
+
+def _check_total(count: int, limits: UploadLimits) -> None:
+    if count > limits.max_body_bytes:
+        raise ImageTooLarge(
+            f"The request has more than {limits.max_body_bytes} bytes; send fewer or smaller images"
+        )
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+class _Form:
+    """Collects the parts of one multipart form from the parser's callbacks."""
+
+    def __init__(self, content_type: str, limits: UploadLimits) -> None:
+        self._limits = limits
+        self._files: list[Upload] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._name = self._value = b""
+        self._ended = False
+        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        if not boundary:
+            raise NotAnImage(
+                "The multipart Content-Type names no boundary; let your HTTP client set this header"
+            )
+        callbacks: dict[str, Callable[..., None]] = {
+            "on_part_begin": self._begin_part,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._open_file,
+            "on_part_data": self._part_data,
+            "on_end": self._end,
+        }
+        try:
+            self._parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
+        except FormParserError as error:
+            raise _malformed(error) from error
+
+    def write(self, chunk: bytes) -> None:
+        """Parse the next piece of the body."""
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise _malformed(error) from error
+
+    def finish(self) -> list[Upload]:
+        """All files, once the body is complete."""
+        if not self._ended:
+            raise NotAnImage("The multipart form ends before its last boundary; send it whole")
+        if not self._files:
+            raise BadParameter(f"The form has no part named {FIELD!r}; {_HOW}")
+        return self._files
+
+    def _begin_part(self) -> None:
+        self._headers = {}
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def _open_file(self) -> None:
+        """A part's headers are complete: take it as a file or refuse the form."""
+        options = parse_options_header(self._headers.get(b"content-disposition"))[1]
+        name = _text(options.get(b"name")) or ""
+        if name != FIELD:
+            raise BadParameter(
+                f"The form has a part named {name[:80]!r}, but only parts named {FIELD!r} are "
+                f"read; {_HOW}, and give other parameters in the query"
+            )
+        if len(self._files) == self._limits.max_files:
+            raise BadParameter(
+                f"The form has more than {self._limits.max_files} files; send several requests"
+            )
+        content_type = _text(self._headers.get(b"content-type"))
+        self._files.append(Upload(_text(options.get(b"filename")), content_type))
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self._files[-1].add(data[start:end], self._limits.max_file_bytes)
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+def _malformed(error: FormParserError) -> NotAnImage:
+    return NotAnImage(
+        f"The multipart form is malformed ({str(error)[:120]}); let your HTTP client build it"
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    """A header's value: UTF-8 as browsers and curl send it, else Latin-1."""
+    if value is None:
+        return None
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
