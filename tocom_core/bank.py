@@ -12,10 +12,11 @@ so deltas are antisymmetric and add up along any path of degrees.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,6 +45,10 @@ class BankHeader:
         prop_attn: whether proportional attention was on in training.
         backbone_digest: ``backbone_digest`` of the model that it was trained on.
         provenance: data, recipe, command, figures; free form.
+
+    Raises:
+        BankError: a size is not a whole number of 1 or more, ``scaling`` is not finite, or
+            ``method`` is not known.
     """
 
     arch: str
@@ -57,6 +62,17 @@ class BankHeader:
     backbone_digest: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("embed_dim", "depth", "num_groups", "rank"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise BankError(f"{name}={value!r} must be a whole number of 1 or more")
+        scaling: object = self.scaling  # as a file may hold it
+        if not isinstance(scaling, int | float) or not math.isfinite(scaling):
+            raise BankError(f"scaling={scaling!r} must be a finite number")
+        if self.method not in get_args(Method):
+            raise BankError(f"method={self.method!r} must be one of {get_args(Method)}")
+
 
 class Bank(nn.Module):
     """The low-rank groups of all layers.
@@ -69,11 +85,6 @@ class Bank(nn.Module):
 
     def __init__(self, header: BankHeader) -> None:
         super().__init__()
-        if min(header.embed_dim, header.depth, header.num_groups, header.rank) < 1:
-            raise BankError(
-                "embed_dim, depth, num_groups and rank must be 1 or more, but the bank says "
-                f"{header.embed_dim}, {header.depth}, {header.num_groups}, {header.rank}"
-            )
         self.header = header
         total = header.num_groups * header.rank
 
@@ -226,7 +237,9 @@ class Bank(nn.Module):
             raise BankError(f"{path} is not a readable safetensors file: {error}") from error
         if "tocom_bank" not in metadata:
             raise BankError(f"{path} is no bank: its header has no 'tocom_bank' entry")
-        bank = cls(_read_header(metadata["tocom_bank"], path))
+        header = _read_header(metadata["tocom_bank"], path)
+        _check_sizes(header, state, path)
+        bank = cls(header)
         bank._fill(state, path)
         return bank
 
@@ -287,21 +300,39 @@ def _read_header(text: str, path: str | Path) -> BankHeader:
         version = content.pop("format_version")
         if version != FORMAT_VERSION:
             raise BankError(
-                f"{path} has bank format {version}, this version reads {FORMAT_VERSION}; "
+                f"it has bank format {version}, this version reads {FORMAT_VERSION}; "
                 "update tocom-serve"
             )
         return BankHeader(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, BankError) as error:
         raise BankError(f"{path}: the bank's header cannot be read: {error}") from error
 
 
-def backbone_digest(vit: nn.Module) -> str:
-    """SHA-256 of all parameters but the head's, as float32: the same for a float16 copy's load.
+def _check_sizes(header: BankHeader, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise ``BankError`` before a bank of the header's sizes, however absurd, is allocated."""
+    expected = (header.num_groups * header.rank, header.embed_dim)
+    count = 2 * len(PROJECTIONS) * header.depth
+    first = state.get("lora_A.0.q")
+    if first is None or first.shape != expected or len(state) != count:
+        found = "missing" if first is None else tuple(first.shape)
+        raise BankError(
+            f"{path}: the tensors do not fit the header: lora_A.0.q is {found}, expected "
+            f"{expected}; there are {len(state)} tensors, expected {count}"
+        )
 
-    Two models with equal digests compute the same features.
+
+def backbone_digest(vit: nn.Module) -> str:
+    """SHA-256 of all weights but the head's, as float32: the same for a float16 copy's load.
+
+    Running statistics of a convolutional stem count: two models of one architecture with equal
+    digests compute the same features.
     """
     return _digest(
-        {k: v for k, v in vit.named_parameters() if not k.startswith(("head.", "head_dist."))}
+        {
+            key: value
+            for key, value in vit.state_dict().items()
+            if value.is_floating_point() and not key.startswith(("head.", "head_dist."))
+        }
     )
 
 

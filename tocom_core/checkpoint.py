@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Config]:
         state, config = _read_safetensors(path)
     else:
         state, config = _read_pickle(path)
+    if not state:
+        raise CheckpointError(f"{path} holds no weights; expected a state dict")
     beside = path.with_name("config.json")
     if not config and beside.is_file():
-        config = json.loads(beside.read_text(encoding="utf-8"))
-    return {key.removeprefix("module."): value for key, value in state.items()}, config
+        config = _parse_config(beside.read_bytes(), beside)
+    return {str(key).removeprefix("module."): value for key, value in state.items()}, config
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config]:
@@ -48,7 +49,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    return state, json.loads(metadata["config"]) if "config" in metadata else {}
+    return state, _parse_config(metadata["config"], path) if "config" in metadata else {}
+
+
+def _parse_config(text: str | bytes, where: Path) -> Config:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"the config in {where} is no valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"the config in {where} must be a JSON object, not {config!r:.40}")
+    return config
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], Config]:
@@ -56,7 +67,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], Config]:
         # timm's training script stores its command line: a plain record, safe to rebuild.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a broken pickle can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read as plain weights ({reason}); pickles that hold code are never "

@@ -18,7 +18,12 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tocom_core.attention import Attended, log_size_bias, proportional_attention
+from tocom_core.attention import (
+    Attended,
+    key_metric,
+    log_size_bias,
+    proportional_attention,
+)
 from tocom_core.errors import UnsupportedModelError
 from tocom_core.merging import bipartite_soft_matching
 from tocom_core.pruning import class_attention, prune_tokens
@@ -125,16 +130,27 @@ class CompressedViT(nn.Module):
         self, block: Any, x: Tensor, size: Tensor | None, removed: int
     ) -> tuple[Tensor, Tensor | None]:
         """One transformer block; tokens are removed between its attention and its MLP."""
+        x, size = self._attend(block, x, size, removed)
+        if isinstance(block, ResPostBlock):
+            return x + block.drop_path2(block.norm2(block.mlp(x))), size
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), size
+
+    def _attend(
+        self, block: Any, x: Tensor, size: Tensor | None, removed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """A block's attention and residual, then the removal of ``removed`` tokens.
+
+        Queries and keys are let go on return: kept until the MLP is done, they crowd the CPU's
+        cache, and ViT-Tiny takes 12 % longer at batch 8.
+        """
         weigh = size if self.prop_attn else None
         if isinstance(block, ResPostBlock):
             attended = proportional_attention(block.attn, x, weigh)
             x = x + block.drop_path1(block.norm1(attended.out))
-            x, size = self._remove(attended, block.attn.scale, x, size, removed)
-            return x + block.drop_path2(block.norm2(block.mlp(x))), size
-        attended = proportional_attention(block.attn, block.norm1(x), weigh)
-        x = x + block.drop_path1(block.ls1(attended.out))
-        x, size = self._remove(attended, block.attn.scale, x, size, removed)
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), size
+        else:
+            attended = proportional_attention(block.attn, block.norm1(x), weigh)
+            x = x + block.drop_path1(block.ls1(attended.out))
+        return self._remove(attended, block.attn.scale, x, size, removed)
 
     def _remove(
         self, attended: Attended, scale: float, x: Tensor, size: Tensor | None, removed: int
@@ -147,7 +163,7 @@ class CompressedViT(nn.Module):
             attention = class_attention(attended.query, attended.key, scale)
             return prune_tokens(x, attention, removed, prefix), None
         with torch.no_grad():  # the choice of pairs is discrete
-            matching = bipartite_soft_matching(attended.key.mean(dim=1), removed, prefix)
+            matching = bipartite_soft_matching(key_metric(attended.key), removed, prefix)
         return matching.merge(x, size)
 
     def _pool(self, x: Tensor, size: Tensor) -> Tensor:

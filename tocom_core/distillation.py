@@ -19,19 +19,13 @@ from torch.func import functional_call
 
 from tocom_core.bank import Bank, BankHeader
 from tocom_core.compressed_vit import CompressedViT
-from tocom_core.data import (
-    ImageSource,
-    SubsetSource,
-    TrainingImages,
-    augmentation,
-    evaluation_batches,
-    open_source,
-)
+from tocom_core.data import TrainingImages, augmentation, evaluation_batches
 from tocom_core.errors import DataError, TocomError
 from tocom_core.evaluation import kl_divergence
 from tocom_core.models import LoadedModel, load_model, pick_device
 from tocom_core.options import option, parse_options
 from tocom_core.schedule import Method
+from tocom_core.sources import ImageSource, SubsetSource, open_source
 from tocom_core.training import LoopOptions, TrainingLoop
 
 logger = logging.getLogger(__name__)

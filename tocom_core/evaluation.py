@@ -16,19 +16,20 @@ from tqdm import tqdm
 
 from tocom_core.bank import Bank
 from tocom_core.compressed_vit import CompressedViT
-from tocom_core.data import ImageSource, evaluation_batches, open_source
+from tocom_core.data import evaluation_batches
 from tocom_core.errors import DataError, TocomError
 from tocom_core.merger import WeightMerger
 from tocom_core.models import (
     LoadedModel,
-    default_bank_path,
     default_model_path,
+    find_bank,
     load_model,
     pick_device,
     store_evaluation,
 )
 from tocom_core.options import option, parse_options
 from tocom_core.schedule import arithmetic_ratio
+from tocom_core.sources import ImageSource, open_source
 
 
 @torch.inference_mode()
@@ -130,7 +131,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     loaded = load_model(options.model, architecture=options.architecture)
     source = open_source(options.data, options.split, options.image_column, options.label_column)
-    bank = find_bank(options.bank, options.model)
+    path = find_bank(options.model, options.bank)
+    bank = None if path is None else Bank.load(path)
     method = bank.method if bank else "merge"
     device = pick_device(options.device)
     model = CompressedViT(loaded.vit.to(device), method, options.prop_attn)
@@ -179,16 +181,6 @@ def _comparison(
         "gain": paired_bootstrap(right.double() - plain_right.double()).as_list(),
         "kl_change": paired_bootstrap(change).as_list(),
     }
-
-
-def find_bank(spec: str, model: str | Path) -> Bank | None:
-    """The bank that ``spec`` names: a file, ``none``, or ``auto`` for the one beside the model."""
-    if spec == "none":
-        return None
-    if spec != "auto":
-        return Bank.load(spec)
-    path = default_bank_path() if model == "default" else Path(model).with_name("bank.safetensors")
-    return Bank.load(path) if path.is_file() else None
 
 
 def as_markdown(table: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 
 from tocom_core import architectures as _architectures  # noqa: F401 - registers with timm
 from tocom_core.compressed_vit import CompressedViT
-from tocom_core.data import ImageSource, TrainingImages, augmentation, open_source
+from tocom_core.data import TrainingImages, augmentation
 from tocom_core.errors import CheckpointError, DataError, TocomError
 from tocom_core.evaluation import predict, top1
 from tocom_core.models import LoadedModel, describe, load_model, pick_device, save_model
 from tocom_core.options import option, parse_options
+from tocom_core.sources import ImageSource, open_source
 from tocom_core.training import LoopOptions, TrainingLoop
 
 logger = logging.getLogger(__name__)
@@ -36,9 +38,9 @@ class FinetuneOptions(LoopOptions):
     data: str = option(
         help="folder of images (one sub-folder per class), parquet, or hub:owner/name"
     )
-    split: str = option("train", help="parquet files whose name holds this are trained on")
+    split: str = option("train", help="files or sub-folder to train on, by this word in the name")
     val_data: str | None = option(None, help="validation data; default: the same place")
-    val_split: str = option("test", help="parquet files whose name holds this are validated on")
+    val_split: str = option("test", help="likewise, to validate on")
     image_column: str = option("image", help="parquet column of the images")
     label_column: str = option("label", help="parquet column of the class indices")
     model: str = option(help="timm name, or a checkpoint to start from")
@@ -53,7 +55,9 @@ class FinetuneOptions(LoopOptions):
     min_scale: float = option(0.5, help="smallest area of a random crop")
     color_jitter: float = option(0.2, help="strength of colour jitter")
     auto_augment: str | None = option(None, help="timm policy, such as rand-m9-mstd0.5-inc1")
-    store_dtype: str = option("float16", help="type of the stored weights: float32 or float16")
+    store_dtype: Literal["float32", "float16", "bfloat16"] = option(
+        "float16", help="type of the stored weights"
+    )
 
 
 def finetune(options: FinetuneOptions, command: str = "") -> Path:
@@ -72,7 +76,7 @@ def finetune(options: FinetuneOptions, command: str = "") -> Path:
     start = _starting_model(options, names)
     device = pick_device(options.device)
     model = CompressedViT(start.vit.to(device), prop_attn=options.prop_attn)
-    validation = _validation_source(options)
+    validation = _validation_source(options, names)
     transform = augmentation(
         start.input_size,
         start.transform_info["interpolation"],
@@ -98,6 +102,7 @@ def finetune(options: FinetuneOptions, command: str = "") -> Path:
         model.vit.eval().cpu(),
         names,
         dtype=getattr(torch, options.store_dtype),
+        model_args=start.model_args,
         tocom={
             "r_source": options.r_source,
             "trained_from": None if _from_scratch(options) else start.digest,
@@ -159,15 +164,25 @@ def _class_names(source: ImageSource) -> tuple[str, ...]:
     return names
 
 
-def _validation_source(options: FinetuneOptions) -> ImageSource | None:
+def _validation_source(options: FinetuneOptions, names: tuple[str, ...]) -> ImageSource | None:
+    """The validation data; ``None`` where none was named and the training data has no such part."""
+    given = options.val_data is not None
+    columns = options.image_column, options.label_column
     try:
-        place = options.val_data or options.data
-        return open_source(place, options.val_split, options.image_column, options.label_column)
+        source = open_source(
+            options.val_data or options.data, options.val_split, *columns, need_split=not given
+        )
     except DataError as error:
-        if options.val_data is not None:
+        if given:
             raise
         logger.warning("no validation data: %s", error)
         return None
+    if source.class_names and source.class_names != names:
+        raise DataError(
+            f"the classes of the validation data, {', '.join(source.class_names[:9])}, are not "
+            f"those of the training data, {', '.join(names[:9])}"
+        )
+    return source
 
 
 def _from_scratch(options: FinetuneOptions) -> bool:

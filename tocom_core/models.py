@@ -18,7 +18,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+from timm.data import create_transform, resolve_data_config
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from tocom_core import architectures as _architectures  # noqa: F401 - registers
 from tocom_core.bank import backbone_digest
 from tocom_core.checkpoint import Config, nearest, read_checkpoint
 from tocom_core.errors import CheckpointError, UnsupportedModelError
+from tocom_core.labels import class_labels
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class LoadedModel:
         trained_from: digest of the backbone that the model was fine-tuned from, if it says so.
         evaluation: table of accuracy per degree from the file's header, if it has one.
         transform_info: the transform in words, for ``GET /model``.
+        model_args: what timm's ``create_model`` was given beyond the name, to build it again.
     """
 
     vit: VisionTransformer
@@ -66,6 +68,7 @@ class LoadedModel:
     trained_from: str | None
     evaluation: dict[str, Any] | None
     transform_info: Mapping[str, Any]
+    model_args: Mapping[str, Any]
 
     def normalize(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale uint8 ``(B, 3, H, W)`` to ``[0, 1]`` and normalise, on its own device."""
@@ -95,6 +98,25 @@ def default_model_path() -> Path:
 def default_bank_path() -> Path:
     """The embedded default model's bank."""
     return weights_folder() / DEFAULT_ARCHITECTURE / "bank.safetensors"
+
+
+def find_bank(model: str | Path, bank: str = "auto") -> Path | None:
+    """Where a model's bank lies.
+
+    Args:
+        model: ``"default"``, a model file, or a timm name.
+        bank: a file, ``"none"``, or ``"auto"`` for ``bank.safetensors`` beside the model file.
+
+    Returns:
+        the file; ``None`` if none is wanted, or ``auto`` finds none.
+    """
+    if bank == "none":
+        return None
+    if bank != "auto":
+        return Path(bank).expanduser()
+    file = default_model_path() if model == "default" else Path(model).expanduser()
+    beside = file.with_name("bank.safetensors")
+    return beside if file.is_file() and beside.is_file() else None
 
 
 def load_model(
@@ -147,7 +169,7 @@ def describe(
         vit=vit,
         name=name,
         architecture=str(vit.pretrained_cfg.get("architecture") or name),
-        labels=_labels(vit, config, labels),
+        labels=class_labels(vit, config, labels),
         input_size=data["input_size"],
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
@@ -159,6 +181,7 @@ def describe(
         transform_info=types.MappingProxyType(
             {k: data[k] for k in ("interpolation", "crop_pct", "crop_mode", "mean", "std")}
         ),
+        model_args=types.MappingProxyType(dict(config.get("model_args") or {})),
     )
 
 
@@ -192,19 +215,22 @@ def _from_file(
     classes = int(head.shape[0]) if head is not None else int(config.get("num_classes") or 0)
     cfg = dict(config.get("pretrained_cfg") or {})
     cfg.pop("num_classes", None)
-    vit = _vision_transformer(
-        timm.create_model(
-            name,
-            pretrained=False,
-            num_classes=classes,
-            pretrained_cfg_overlay=cfg or None,
-            **(config.get("model_args") or {}),
-        ),
-        str(name),
-    )
+    arguments = {"num_classes": classes, **(config.get("model_args") or {})}
+    try:
+        model = timm.create_model(name, pretrained_cfg_overlay=cfg or None, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} asks for a {name} with {arguments} and {cfg}, which timm refuses: {error}"
+        ) from error
+    vit = _vision_transformer(model, str(name))
     _load_strictly(vit, state, path)
     if num_classes is not None and num_classes != classes:
         vit.reset_classifier(num_classes)
+        tocom = {
+            **config.get("tocom", {}),
+            "evaluation": None,
+        }  # labels and table were the old head's
+        config = {"model_args": config.get("model_args"), "tocom": tocom}
     return vit, config
 
 
@@ -232,9 +258,10 @@ def _load_strictly(vit: VisionTransformer, state: dict[str, Tensor], path: Path)
 
 
 def _guess_architecture(path: Path) -> str:
-    """The longest timm name that the file's name holds."""
-    stem = path.parent.name if path.stem == "model" else path.name
-    found = [name for name in timm.list_models() if name in stem]
+    """The longest timm name that the file's name holds, else its folder's."""
+    known = timm.list_models()
+    found = [name for name in known if name in path.name]
+    found = found or [name for name in known if name in path.absolute().parent.name]
     if not found:
         raise CheckpointError(
             f"{path} does not say its architecture; name it "
@@ -243,56 +270,6 @@ def _guess_architecture(path: Path) -> str:
     name: str = max(found, key=len)
     logger.info("architecture %s read off the file name %s", name, path.name)
     return name
-
-
-def _labels(vit: VisionTransformer, config: Config, given: str | Path | None) -> tuple[str, ...]:
-    """Class names: from the user's file, the checkpoint, timm's ImageNet lists, or numbers."""
-    count = int(vit.num_classes)
-    names = _read_labels(Path(given)) if given is not None else _labels_in(config)
-    if names is not None:
-        if len(names) != count:
-            raise CheckpointError(
-                f"{len(names)} labels {'in ' + str(given) if given else 'in the checkpoint'} but "
-                f"the model has {count} classes; give a label file with {count} lines"
-            )
-        return names
-    subset = infer_imagenet_subset(vit)
-    if subset is not None:
-        info = ImageNetInfo(subset)
-        return tuple(info.index_to_description(i) for i in range(count))
-    return tuple(f"class {i}" for i in range(count))
-
-
-def _labels_in(config: Config) -> tuple[str, ...] | None:
-    """Labels from a config: timm's ``label_names``, or transformers' ``id2label``."""
-    names = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
-    if names:
-        descriptions = config.get("label_descriptions") or {}
-        return tuple(str(descriptions.get(name, name)) for name in names)
-    return _ordered(config["id2label"]) if config.get("id2label") else None
-
-
-def _ordered(by_id: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(by_id[key] for key in sorted(by_id, key=int))
-
-
-def _read_labels(path: Path) -> tuple[str, ...]:
-    """Labels from a text file (one per line) or JSON (list, or index to label)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"label file {path} cannot be read: {error}") from error
-    if path.suffix != ".json":
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
-    try:
-        content = json.loads(text)
-        content = content.get("id2label", content) if isinstance(content, dict) else content
-        return _ordered(content) if isinstance(content, dict) else tuple(map(str, content))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"label file {path} must hold a JSON list of names or an object from index to name: "
-            f"{error}"
-        ) from error
 
 
 def save_model(

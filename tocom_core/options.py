@@ -1,15 +1,15 @@
 """Command-line flags from a dataclass, so that an option is defined once.
 
 Each field gives one flag (``batch_size`` is ``--batch-size``); its help comes from
-``metadata={"help": …}``, its type from the annotation.  Only the standard library is used: training
-must run where the server's dependencies are not installed.
+``metadata={"help": …}``, its type from the annotation (``Literal`` lists the choices).  Only the
+standard library is used: training must run where the server's dependencies are not installed.
 """
 
 import argparse
 import dataclasses
 import types
 from collections.abc import Sequence
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -25,11 +25,13 @@ def parse_options(cls: type[T], argv: Sequence[str] | None, prog: str, descripti
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         _add_flag(parser, field, hints[field.name])
-    return cls(**vars(parser.parse_args(argv)))
+    values = vars(parser.parse_args(argv))
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
-    kind, many = _scalar_type(hint)
+    choices = get_args(hint) if get_origin(hint) is Literal else None
+    kind, many = (str, False) if choices else _scalar_type(hint)
     required = field.default is dataclasses.MISSING
     text = field.metadata.get("help", "").replace("%", "%%")
     settings: dict[str, Any] = {"dest": field.name, "required": required, "help": text}
@@ -39,7 +41,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
     if kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
     else:
-        settings["type"] = kind
+        settings["type"], settings["choices"] = kind, choices
     if many:
         settings["nargs"] = "+"
     parser.add_argument(f"--{field.name.replace('_', '-')}", **settings)

@@ -1,6 +1,5 @@
 """Read the original research code's compensator checkpoint (its layout, not its code)."""
 
-import pickle
 import re
 from pathlib import Path
 
@@ -43,24 +42,28 @@ def read_reference_factors(path: Path, num_groups: int) -> Factors:
 
 def _matching_tensors(path: Path) -> dict[tuple[int, str, str], Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        keys = [(key, _KEY.fullmatch(key)) for key in content]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
-        raise BankError(
-            f"{path} cannot be read as a research checkpoint (a dict with 'model', plain weights "
-            f"only): {error}"
-        ) from error
-    return {(int(m[1]), m[2], m[3]): content[key].float() for key, m in keys if m is not None}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken pickle can fail in any way
+        raise BankError(f"{path} cannot be read as plain weights: {error}") from error
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise BankError(f"{path} is no research checkpoint: expected a dict of weights in 'model'")
+    matches = [(_KEY.fullmatch(str(key)), value) for key, value in state.items()]
+    return {
+        (int(match[1]), match[2], match[3]): value.float()
+        for match, value in matches
+        if match is not None and isinstance(value, Tensor)
+    }
 
 
 def _reverse_groups(down: Tensor, up: Tensor, num_groups: int, where: str) -> tuple[Tensor, Tensor]:
     """Turn "the last rows first" into rising order, keeping the rows inside a group in theirs."""
-    total, dim = down.shape
-    if up.shape != (dim, total):
+    if down.ndim != 2 or up.shape != down.shape[::-1]:
         raise BankError(
-            f"{where}: down is {tuple(down.shape)}, so up must be {(dim, total)}, "
-            f"not {tuple(up.shape)}"
+            f"{where}: down must be a matrix and up of its transposed shape, but they are "
+            f"{tuple(down.shape)} and {tuple(up.shape)}"
         )
+    total = len(down)
     if num_groups < 1 or total % num_groups:
         raise BankError(
             f"{where}: {total} rows do not split into {num_groups} groups; "

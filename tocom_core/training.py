@@ -158,17 +158,22 @@ class TrainingLoop:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=options.amp)
         with sdpa_kernel(self._kernels), autocast:
             loss, figures = self._loss(step, images, labels)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {step}; the last checkpoint is kept in "
-                f"{options.output}; lower --lr (now {options.lr}) or set --clip-grad"
-            )
+        self._check_finite("loss", loss, step)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, options.clip_grad or math.inf)
+        self._check_finite("gradient norm", norm, step)  # before it reaches the weights
         self._optimizer.step()
         return {"loss": loss.item(), "lr": rate, "grad_norm": norm.item(), **figures}
+
+    def _check_finite(self, name: str, value: Tensor, step: int) -> None:
+        if not torch.isfinite(value):
+            raise TrainingError(
+                f"the {name} is {value.item()} at step {step}; the last checkpoint is kept in "
+                f"{self.options.output}; lower --lr (now {self.options.lr}) or --clip-grad (now "
+                f"{self.options.clip_grad})"
+            )
 
     def _is_validation(self, done: int) -> bool:
         if self._validate is None:
@@ -207,7 +212,13 @@ class TrainingLoop:
         partial.replace(self._checkpoint)
 
     def _restore(self) -> None:
-        state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        except Exception as error:  # a broken pickle can fail in any way
+            raise TrainingError(
+                f"{self._checkpoint} cannot be read ({type(error).__name__}); remove it, or start "
+                "over with --no-resume"
+            ) from error
         theirs, ours = json.loads(state["identity"]), self._identity()
         different = {k: (theirs.get(k), v) for k, v in ours.items() if theirs.get(k) != v}
         if different:
