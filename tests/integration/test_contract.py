@@ -94,7 +94,7 @@ def test_top_k_is_capped_at_the_classes(
 
 def test_an_unreadable_file_does_not_cost_the_others(client: httpx.Client, photo: bytes) -> None:
     """Results come in the order of the files; a bad one carries its problem."""
-    files = [("file", ("a.jpg", photo)), ("file", TEXT), ("file", ("c.jpg", photo))]
+    files: Any = [("file", ("a.jpg", photo)), ("file", TEXT), ("file", ("c.jpg", photo))]
     answer = client.post("/classify", files=files)
     assert answer.status_code == 200
     first, bad, last = answer.json()["results"]
