@@ -1,0 +1,70 @@
+"""Compare variants on a shared, noisy machine: all of them in one run, round after round.
+
+Each round runs every variant once, in an order of its own, and ratios are taken within the round;
+what slows the machine for a while slows both sides of a ratio.
+"""
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tocom_core.models import default_model_path
+
+Variant = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median with its quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        """Median and quartiles of some values; the value itself if there is but one."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(statistics.median(values), low, high)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
+
+
+def measure_rounds(
+    variants: Mapping[str, Variant], rounds: int, seed: int = 0
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each round, after one untimed call of each."""
+    for variant in variants.values():
+        variant()
+    generator = random.Random(seed)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in tqdm(range(rounds), unit="round", leave=False):
+        order = list(variants)
+        generator.shuffle(order)
+        for name in order:
+            started = time.perf_counter()
+            variants[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratios(over: list[float], under: list[float]) -> list[float]:
+    """Round by round: how many times ``over`` took ``under``'s seconds."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def default_models() -> list[str]:
+    """The embedded model, and the ViT-Tiny of the folder that ``TOCOM_DATA`` names."""
+    models = [str(path) for path in [default_model_path()] if path.is_file()]
+    data = os.environ.get("TOCOM_DATA")
+    tiny = sorted(Path(data).glob("vit_tiny*.safetensors")) if data else []
+    return models + [str(path) for path in tiny]
