@@ -1,0 +1,77 @@
+# One command each: `make serve` sets everything up and serves, `make test` sets everything up and
+# tests. Nothing here needs root; what does is `make test-system`, prepared by .ci/run.
+
+PYTHON ?= python3
+ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Wheels of several hundred megabytes outlast the default of 30 s on a slow line.
+export UV_HTTP_TIMEOUT ?= 300
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv serve test test-system test-image-cuda lint format bench build constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv: $(STAMP) ## install everything, pinned, into .venv (about 6 GB)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), 3.11 or newer is needed;" \
+	       "name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) cannot make virtual environments;" \
+	       "on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "==> creating $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "==> installing the pinned packages: about 6 GB, some minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv \
+	  && $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]' \
+	  || { echo "==> uv could not do it, trying pip"; \
+	       $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; }
+	@touch $@
+
+serve: $(STAMP) ## set up and serve: make serve ARGS="--port 9000"
+	@exec $(BIN)/tocom serve $(ARGS)
+
+test: $(STAMP) ## all tests that need neither root nor other programs
+	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)
+
+test-system: $(STAMP) ## tests with Docker, Prometheus, …: root, and what .ci/run installs
+	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
+
+test-image-cuda: $(STAMP) ## the image tests on a full image with PyPI's CUDA wheels (very long)
+	TOCOM_SYSTEM_FULL_IMAGE=1 $(BIN)/python -m pytest -m system tests/system/test_image.py $(PYTEST_ARGS)
+
+lint: $(STAMP) ## style, types, layers, Dockerfile, YAML
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint --config .hadolint.yaml Dockerfile
+	$(BIN)/yamllint --strict .
+
+format: $(STAMP) ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## throughput per degree, and the time of a switch
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+	$(BIN)/python benchmarks/switch.py $(ARGS)
+
+build: $(STAMP) ## the wheel and the source archive, in dist/
+	$(BIN)/python -m build --no-isolation
+
+constraints: $(STAMP) ## move every pin to the newest version that fits pyproject.toml
+	{ grep '^#' constraints.txt; \
+	  $(BIN)/uv pip compile pyproject.toml --extra dev --upgrade --quiet --no-header --no-annotate; \
+	} > constraints.new && mv constraints.new constraints.txt
+
+clean: ## remove everything made here, the environment too
+	rm -rf $(VENV) .cache build dist .coverage .hypothesis .import_linter_cache .mypy_cache \
+	  .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

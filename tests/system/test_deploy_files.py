@@ -1,0 +1,124 @@
+"""The files of deploy/ fit together; needs no other program, so it runs with the unit tests."""
+
+import json
+import re
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.settings import Settings
+from tests.system.machine import ROOT, run
+
+DASHBOARD_FILE = ROOT / "deploy/grafana/dashboards/tocom.json"
+DASHBOARD: dict[str, Any] = json.loads(DASHBOARD_FILE.read_text())
+PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+PROVISIONING = ROOT / "deploy/grafana/provisioning"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+def test_compose_files_follow_the_specification():
+    """Both compose files satisfy the published Compose schema."""
+    files = [ROOT / "docker-compose.yml", ROOT / "deploy/compose.gpu.yml"]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    run([*command, *files])
+
+
+def test_ports_are_published_on_loopback_only():
+    """No service of the compose file is reachable from another machine."""
+    ports = [port for service in COMPOSE["services"].values() for port in service["ports"]]
+    assert len(ports) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_mounted_files_exist():
+    """Every file or folder that the compose file mounts from the checkout is there."""
+    mounts = [
+        volume.split(":")[0]
+        for service in COMPOSE["services"].values()
+        for volume in service["volumes"]
+        if volume.startswith("./")
+    ]
+    assert mounts
+    assert [mount for mount in mounts if not (ROOT / mount).exists()] == []
+
+
+def test_server_outlives_its_drain():
+    """Compose waits longer for the server to stop than the server drains by default."""
+    grace_s = float(COMPOSE["services"]["server"]["stop_grace_period"].removesuffix("s"))
+    assert grace_s > Settings().drain_timeout_s
+
+
+def test_image_tag_is_the_version():
+    """The image that compose builds carries the version of the distribution."""
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    version = re.search(r'^version = "(.+)"$', pyproject, re.MULTILINE)
+    assert version is not None
+    assert COMPOSE["services"]["server"]["image"] == f"tocom-serve:{version[1]}"
+
+
+def test_grafana_finds_prometheus():
+    """The provisioned data source points at the compose file's Prometheus."""
+    (source,) = load(PROVISIONING / "datasources/prometheus.yml")["datasources"]
+    assert source["type"] == "prometheus"
+    assert source["isDefault"]
+    assert source["url"] == "http://prometheus:9090"
+    interval = load(ROOT / "deploy/prometheus/prometheus.yml")["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == interval
+
+
+def test_prometheus_finds_the_server():
+    """The scrape target is the compose file's server on the image's port."""
+    (job,) = load(ROOT / "deploy/prometheus/prometheus.yml")["scrape_configs"]
+    assert job["static_configs"][0]["targets"] == ["server:8000"]
+    assert "EXPOSE 8000" in (ROOT / "Dockerfile").read_text()
+
+
+def test_grafana_finds_the_dashboard():
+    """The provider's folder is where compose mounts the dashboards, and so is the home page."""
+    (provider,) = load(PROVISIONING / "dashboards/tocom.yml")["providers"]
+    grafana = COMPOSE["services"]["grafana"]
+    folder = provider["options"]["path"]
+    assert f"./deploy/grafana/dashboards:{folder}:ro" in grafana["volumes"]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{folder}/{DASHBOARD_FILE.name}"
+
+
+def test_panels_are_well_formed():
+    """Panels have distinct ids, known kinds, a description, targets and the chosen data source."""
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+    for panel in PANELS:
+        assert panel["type"] in {"stat", "timeseries"}
+        assert panel["description"]
+        references = [target["refId"] for target in panel["targets"]]
+        assert references and len(set(references)) == len(references)
+        sources = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
+        assert all(source["uid"] == "${datasource}" for source in sources)
+
+
+def test_panels_do_not_overlap():
+    """Panels keep to Grafana's grid of 24 columns and to their own place in it."""
+    for panel in PANELS:
+        assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+    for one, other in combinations(PANELS, 2):
+        a, b = one["gridPos"], other["gridPos"]
+        beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        above = a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
+        assert beside or above, f"{one['title']} overlaps {other['title']}"
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_queries_name_variables_of_the_dashboard(panel: dict[str, Any]):
+    """A query uses no variable that neither the dashboard nor Grafana defines."""
+    known = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    for target in panel["targets"]:
+        used = set(re.findall(r"\$\{?(\w+)", target["expr"]))
+        assert used <= known | {"__rate_interval"}
+
+
+def load(path: Path) -> Any:
+    """The content of a YAML file."""
+    return yaml.safe_load(path.read_text())
