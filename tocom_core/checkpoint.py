@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ Config = dict[str, Any]
 
 # Where training scripts put the weights inside a pickle, the better ones first.
 _NESTS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+# What DistributedDataParallel and torch.compile put before every name.
+_PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Config]:
@@ -39,7 +42,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Config]:
     beside = path.with_name("config.json")
     if not config and beside.is_file():
         config = _parse_config(beside.read_bytes(), beside)
-    return {str(key).removeprefix("module."): value for key, value in state.items()}, config
+    return {_PREFIX.sub("", str(key)): value for key, value in state.items()}, config
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config]:

@@ -162,7 +162,8 @@ class CompressedViT(nn.Module):
         if self.method == "prune":
             attention = class_attention(attended.query, attended.key, scale)
             return prune_tokens(x, attention, removed, prefix), None
-        with torch.no_grad():  # the choice of pairs is discrete
+        # The choice of pairs is discrete, and must be the same in training (autocast) and serving.
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             matching = bipartite_soft_matching(key_metric(attended.key), removed, prefix)
         return matching.merge(x, size)
 

@@ -23,7 +23,7 @@ from tocom_core.data import TrainingImages, augmentation, evaluation_batches
 from tocom_core.errors import DataError, TocomError
 from tocom_core.evaluation import kl_divergence
 from tocom_core.models import LoadedModel, load_model, pick_device
-from tocom_core.options import option, parse_options
+from tocom_core.options import command_line, option, parse_options
 from tocom_core.schedule import Method
 from tocom_core.sources import ImageSource, SubsetSource, open_source
 from tocom_core.training import LoopOptions, TrainingLoop
@@ -43,7 +43,7 @@ class DistillOptions(LoopOptions):
     num_groups: int = option(16, help="K, the highest degree that is compensated")
     rank: int = option(2, help="h, rank of each group")
     scaling: float = option(0.1, help="s, the factor on every delta")
-    method: str = option("merge", help="merge or prune")
+    method: Method = option("merge", help="how tokens are removed")
     prop_attn: bool = option(True, help="proportional attention")
     temperature: float = option(1.0, help="of the soft targets")
     lr: float = option(4e-3, help="peak learning rate of AdamW")
@@ -129,9 +129,8 @@ def train_bank(options: DistillOptions, command: str = "") -> Path:
     if loaded.vit.num_classes < 1:
         raise DataError(f"{options.model} has no classifier to distil; give a fine-tuned model")
     device = pick_device(options.device)
-    method: Method = "prune" if options.method == "prune" else "merge"
-    model = CompressedViT(loaded.vit.to(device), method, options.prop_attn).eval()
-    bank = Bank(_header(options, loaded, model, method))
+    model = CompressedViT(loaded.vit.to(device), options.method, options.prop_attn).eval()
+    bank = Bank(_header(options, loaded, model))
     bank.reset_parameters(torch.Generator().manual_seed(options.seed))
     bank.to(device)
     student = CompensatedViT(model, bank)
@@ -150,7 +149,7 @@ def train_bank(options: DistillOptions, command: str = "") -> Path:
     figures = validation() if validation else {}
     recipe = {k: str(v) for k, v in asdict(options).items() if k not in ("output", "data", "model")}
     provenance = {"command": command, "images": len(training), "recipe": recipe, **figures}
-    bank.header = _header(options, loaded, model, method, provenance)
+    bank.header = _header(options, loaded, model, provenance)
     path = options.output / "bank.safetensors"
     bank.save(path)
     (options.output / "train.json").write_text(json.dumps(provenance, indent=2) + "\n")
@@ -161,7 +160,6 @@ def _header(
     options: DistillOptions,
     loaded: LoadedModel,
     model: CompressedViT,
-    method: Method,
     provenance: Mapping[str, object] | None = None,
 ) -> BankHeader:
     return BankHeader(
@@ -171,7 +169,7 @@ def _header(
         num_groups=options.num_groups,
         rank=options.rank,
         scaling=options.scaling,
-        method=method,
+        method=options.method,
         prop_attn=options.prop_attn,
         backbone_digest=loaded.digest,
         provenance=dict(provenance or {}),
@@ -229,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``tocom train``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse_options(DistillOptions, argv, "tocom train", __doc__ or "")
-    command = "tocom train " + " ".join(sys.argv[1:] if argv is None else argv)
+    command = command_line("tocom train", argv)
     try:
         print(train_bank(options, command))
     except TocomError as error:

@@ -50,4 +50,4 @@ class BankMismatchWarning(UserWarning):
 
 
 class DataWarning(UserWarning):
-    """Some images could not be read and were replaced; the message counts them."""
+    """An image could not be read and was replaced by the next one; the message names it."""

@@ -24,7 +24,7 @@ from tocom_core.data import TrainingImages, augmentation
 from tocom_core.errors import CheckpointError, DataError, TocomError
 from tocom_core.evaluation import predict, top1
 from tocom_core.models import LoadedModel, describe, load_model, pick_device, save_model
-from tocom_core.options import option, parse_options
+from tocom_core.options import command_line, option, parse_options
 from tocom_core.sources import ImageSource, open_source
 from tocom_core.training import LoopOptions, TrainingLoop
 
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``tocom finetune``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse_options(FinetuneOptions, argv, "tocom finetune", __doc__ or "")
-    command = "tocom finetune " + " ".join(sys.argv[1:] if argv is None else argv)
+    command = command_line("tocom finetune", argv)
     try:
         print(finetune(options, command))
     except TocomError as error:

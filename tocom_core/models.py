@@ -148,7 +148,7 @@ def load_model(
         vit, config = _from_file(path, architecture, num_classes)
         name = path.parent.name if path.stem == "model" else path.stem
     else:
-        name = architecture = str(name_or_path)
+        name = str(name_or_path)
         vit, config = _from_timm(name, num_classes, pretrained), {}
     return describe(vit.eval(), name, config, labels, r_source)
 
@@ -239,6 +239,8 @@ def _vision_transformer(model: torch.nn.Module, name: str) -> VisionTransformer:
         raise UnsupportedModelError(
             f"{name} is a {type(model).__name__}; only timm's VisionTransformer is supported"
         )
+    if model.in_chans != 3:
+        raise UnsupportedModelError(f"{name} takes {model.in_chans} channels; images here have 3")
     return model
 
 

@@ -7,6 +7,9 @@ standard library is used: training must run where the server's dependencies are 
 
 import argparse
 import dataclasses
+import os
+import shlex
+import sys
 import types
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -27,6 +30,16 @@ def parse_options(cls: type[T], argv: Sequence[str] | None, prog: str, descripti
         _add_flag(parser, field, hints[field.name])
     values = vars(parser.parse_args(argv))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def command_line(prog: str, argv: Sequence[str] | None) -> str:
+    """The command as somebody else could type it: for model cards and provenance.
+
+    The folder that ``TOCOM_DATA`` names is written as that variable.
+    """
+    typed = shlex.join([*prog.split(), *(sys.argv[1:] if argv is None else argv)])
+    data = os.environ.get("TOCOM_DATA")
+    return typed.replace(data, "$TOCOM_DATA") if data else typed
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:

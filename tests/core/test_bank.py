@@ -274,3 +274,12 @@ def test_backbone_digest_ignores_the_head_and_the_dtype_it_was_stored_in() -> No
     with torch.no_grad():
         vit.blocks[2].mlp.fc1.bias[0] += 1
     assert backbone_digest(vit) != digest
+
+
+def test_backbone_digest_counts_batch_norm_statistics() -> None:
+    """A convolutional stem's running statistics decide the features too."""
+    vit = zoo.build("vit_mini_conv4_32")
+    digest = backbone_digest(vit)
+    statistics = [b for name, b in vit.named_buffers() if name.endswith("running_mean")]
+    statistics[0] += 1
+    assert backbone_digest(vit) != digest

@@ -66,6 +66,7 @@ PICKLES: dict[str, tuple[Any, dict[str, str]]] = {
         {"architecture": "test_vit"},
     ),
     "DDP": ({"model": PREFIXED}, {}),
+    "compiled": ({"model": {f"_orig_mod.{k}": v for k, v in PREFIXED.items()}}, {}),
 }
 
 

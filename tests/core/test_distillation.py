@@ -215,6 +215,17 @@ def test_an_interrupted_run_ends_in_the_same_bank(
     assert resumed.digest == whole.digest
 
 
+def test_a_bank_for_pruning_without_proportional_attention(
+    backbone: Path, digits: Path, tmp_path: Path
+) -> None:
+    """How tokens were removed in training stands in the bank."""
+    chosen = options(digits, backbone, tmp_path, method="prune", prop_attn=False, val_images=0)
+    bank = Bank.load(train_bank(chosen))
+    assert (bank.method, bank.prop_attn) == ("prune", False)
+    with pytest.raises(SystemExit):
+        main(f"--data {digits} --model {backbone} --output {tmp_path} --method prun".split())
+
+
 def test_what_cannot_be_distilled_is_refused(
     backbone: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -268,6 +268,14 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "test_resnet.safetensors")
 
 
+def test_models_of_other_images_are_refused(tmp_path: Path) -> None:
+    """A model that does not take three channels cannot be served pictures."""
+    path = tmp_path / "model.safetensors"
+    save_model(path, small(in_chans=1), LABELS, model_args={"in_chans": 1})
+    with pytest.raises(UnsupportedModelError, match="takes 1 channels"):
+        load_model(path)
+
+
 def test_default_files_lie_together() -> None:
     """The shipped model and its bank are looked for in one folder named after the architecture."""
     assert default_model_path().name == "model.safetensors"
