@@ -6,7 +6,7 @@ writes another `Policy`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from server.stats import LoadSnapshot
@@ -149,10 +149,19 @@ class ThresholdPolicy:
         return Decision(lower[-1].r, "load-falling")
 
     def _calm(self, load: LoadSnapshot, lower: OperatingPoint) -> bool:
-        """Whether the next lower level would do with ease."""
+        """Whether the next lower level would do with ease.
+
+        The image whose turn it is counts as served, not as a queue: on a slow machine a single
+        one may take more than the calm share of the SLO. It must not take so long at the lower
+        level, though, that it alone would raise the degree again.
+        """
         late = load.recent_latency_s is not None and load.recent_latency_s > load.slo_s
-        drained = predicted_wait_s(load, lower) < self._low * load.slo_s
-        return not late and drained and carries(lower, self.LOWER_HEADROOM * load.arrival_rate)
+        behind = replace(load, queue_length=max(0, load.queue_length - 1))
+        calm = predicted_wait_s(behind, lower) < self._low * load.slo_s
+        alone = replace(load, queue_length=1, oldest_wait_s=0.0)
+        stays = predicted_wait_s(alone, lower) <= self._high * load.slo_s
+        carried = carries(lower, self.LOWER_HEADROOM * load.arrival_rate)
+        return calm and stays and carried and not late
 
 
 def predicted_wait_s(load: LoadSnapshot, level: OperatingPoint) -> float:

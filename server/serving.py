@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _OWN_LOGGERS = ("server", "tocom_core")
 
+KEEP_ALIVE_S = 75
+"""Idle connections stay open longer than the clients and proxies before us keep theirs."""
+
 _MIN_CLOSE_S = 1.0
 """Answers get at least this long to leave after the drain."""
 
@@ -95,6 +98,7 @@ class DrainingServer(uvicorn.Server):
                 log_config=None,
                 access_log=settings.log_level == "debug",
                 server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, int(settings.drain_timeout_s)),
             )
         )

@@ -75,7 +75,8 @@ class CompensatedViT(nn.Module):
         for layer in range(self.bank.depth):
             name = f"vit.blocks.{layer}.attn.qkv.weight"
             pristine = self.model.get_parameter(name)
-            query, value = self.bank.layer_delta(layer, r_source, r_target)
+            with torch.autocast(pristine.device.type, enabled=False):  # as serving merges them
+                query, value = self.bank.layer_delta(layer, r_source, r_target)
             zero = torch.zeros_like(pristine[dim : 2 * dim])
             weights[name] = pristine + torch.cat([query, zero, value])
         logits: Tensor = functional_call(self.model, weights, (images, r_target))

@@ -110,7 +110,9 @@ class EvaluateOptions:
     label_column: str = option("label", help="parquet column of the class indices")
     r_target: tuple[int, ...] = option((0, 4, 8, 12, 16), help="degrees to evaluate")
     scaling: float | None = option(None, help="factor on the deltas; default: the bank's own")
-    prop_attn: bool = option(True, help="proportional attention")
+    prop_attn: bool | None = option(
+        None, help="proportional attention; default: as the bank was trained, or on"
+    )
     batch_size: int = option(64, help="images per forward pass")
     device: str = option("auto", help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
     threads: int = option(0, help="CPU threads; 0 leaves it to PyTorch")
@@ -134,8 +136,11 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     path = find_bank(options.model, options.bank)
     bank = None if path is None else Bank.load(path)
     method = bank.method if bank else "merge"
+    prop_attn = options.prop_attn
+    if prop_attn is None:
+        prop_attn = bank.prop_attn if bank else True
     device = pick_device(options.device)
-    model = CompressedViT(loaded.vit.to(device), method, options.prop_attn)
+    model = CompressedViT(loaded.vit.to(device), method, prop_attn)
     merger = bank and WeightMerger(
         model, bank, loaded.r_source, options.scaling, trained_from=loaded.trained_from
     )

@@ -5,6 +5,7 @@ cast once.  Nothing is ever added to or taken from the live weight, so no sequen
 make it drift, and back at ``r_source`` it is bit for bit what the checkpoint held.
 """
 
+import copy
 import warnings
 
 import torch
@@ -45,7 +46,8 @@ class WeightMerger:
         _check_fit(model, bank)
         bank.check_degree(r_source, "r_source")
         _warn_of_another_backbone(model, bank, trained_from)
-        self._bank = bank
+        # A copy beside the weights, so that a switch moves nothing between devices.
+        self._bank = copy.deepcopy(bank).to(next(model.parameters()).device)
         self._r_source = self._r_target = r_source
         self._scaling = scaling
         self._layers = [block.attn.qkv for block in model.vit.blocks]

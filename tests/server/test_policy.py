@@ -152,6 +152,22 @@ def test_a_failed_lowering_makes_the_next_one_wait_longer() -> None:
     assert policy.decide(snapshot(now=7.1), 8).r == 7
 
 
+@pytest.mark.parametrize(("images_per_s", "rests_at"), [(10.0, 0), (5.0, 8)])
+def test_comes_back_where_one_image_takes_a_good_part_of_the_slo(
+    images_per_s: float, rests_at: int
+) -> None:
+    """Sparse single images count as calm, down to the level at which one alone is in time.
+
+    5 images/s at r=0 are 200 ms an image, above the mark of 175 ms; r=8 takes 172.4 ms.
+    """
+    levels = points(linear_speedup(images_per_s, 1.32, 16))
+    policy, r = ThresholdPolicy(), 16
+    for arrival in range(60):
+        sparse = snapshot(now=float(arrival), queue=1, rate=1.0, levels=levels)
+        r = policy.decide(sparse, r).r
+    assert r == rests_at
+
+
 def test_a_level_that_brings_no_speed_is_never_chosen() -> None:
     """Where r=1 to 8 are slower than r=0, the policy jumps over them, up and down."""
     levels = points(lambda r: 100.0 if r == 0 else 60.0 + 8 * r)

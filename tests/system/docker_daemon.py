@@ -36,7 +36,7 @@ class Docker:
         path = os.pathsep.join([str(Path(self.client).parent), os.environ["PATH"]])
         return {"DOCKER_HOST": self.host, "DOCKER_BUILDKIT": "1", "PATH": path}
 
-    def __call__(self, *args: str | Path, timeout_s: float = 120) -> str:
+    def __call__(self, *args: str | Path, timeout_s: float = 300) -> str:
         """Run `docker args…` and return what it printed."""
         return run([self.client, *args], env=self.env, timeout_s=timeout_s).strip()
 

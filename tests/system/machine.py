@@ -42,7 +42,7 @@ def run(
     *,
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
-    timeout_s: float = 60,
+    timeout_s: float = 300,
 ) -> str:
     """Run a command to its end and return what it printed; a failing one shows all of it."""
     done = subprocess.run(

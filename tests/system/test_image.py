@@ -131,7 +131,7 @@ def test_compose_brings_up_a_monitored_server(docker: Docker, image: str, photo:
         assert answer.status_code == 200
     finally:
         print(run([*command, "logs", "--no-color"], env=env))
-        run([*command, "down", "--volumes"], env=env, timeout_s=120)
+        run([*command, "down", "--volumes"], env=env)
 
 
 def test_compose_accepts_the_gpu_overlay():
