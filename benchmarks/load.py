@@ -1,0 +1,211 @@
+"""A burst of real photographs against a real server: does it bend instead of break?
+
+    python benchmarks/load.py                                   starts the default model's server
+    python benchmarks/load.py -- --model mine.safetensors       flags after -- go to the server
+    python benchmarks/load.py --url http://127.0.0.1:8000       a server that runs already
+    python benchmarks/load.py --plot load.png                   draws the timeline too
+
+First the capacity at r=0 is measured in a closed loop.  Then photographs arrive in an open loop in
+phases, each a multiple of that capacity for some seconds: above it, far below, far above.  The last
+phase turns the dial by hand under load.  `load_report` tabulates, `load_checks` judges.  Prints
+Markdown and one final JSON line; the exit code is 1 if a check failed.
+
+Server and client share the machine, so part of its processors is the client's and the decoder's.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from benchmarks.load_checks import check
+from benchmarks.load_report import Check, Phase, PinTest, Run, Span, describe, show
+from benchmarks.open_loop import (
+    Answer,
+    Client,
+    Watch,
+    closed_loop,
+    due_times,
+    find_batches,
+    open_loop,
+    watch,
+)
+from benchmarks.photographs import photographs
+from benchmarks.served import Served, serve
+
+PHASES = ("1.5x60", "0.25x30", "4x15", "0.25x15")
+PIN_PHASE = Phase(0.7, 10)
+CAPACITY_S = 8.0
+CAPACITY_CONNECTIONS = 64
+SETTLE_WITHIN_S = 30.0
+"""The capacity's queue is over, but the controller takes its time to come down."""
+SAMPLE_S = 0.5
+MULTIPART_FILES = 8
+MULTIPARTS = (0.2, 0.48, 0.52, 0.8)
+"""When in the pin phase they are sent: two of them right before and after the turn of the dial."""
+
+
+def main() -> None:
+    """Run the phases, print the report, leave the exit code."""
+    options = _parse()
+    photos = photographs(options.images, options.image_count)
+    starting = nullcontext(Served(options.url)) if options.url else serve(options.server)
+    try:
+        with starting as server:
+            run = asyncio.run(_drive(server.url, photos, options))
+    except RuntimeError as error:
+        sys.exit(f"no measurement: {error}")
+    checks = check(run) if options.url else [*check(run), *_ended_well(server)]
+    show(run, checks)
+    if options.plot:
+        from benchmarks.load_timeline import plot  # Matplotlib takes a second to import
+
+        plot(run, options.plot)
+    print(json.dumps(describe(run, checks)))
+    sys.exit(0 if all(one.passed for one in checks) else 1)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--url", help="a running server; default: start one")
+    parser.add_argument("--images", help="JPEGs: a folder, a parquet file or hub:owner/name")
+    parser.add_argument("--image-count", type=int, default=64, help="different ones at most")
+    parser.add_argument("--phases", nargs="+", default=list(PHASES), metavar="MULTIPLExSECONDS")
+    parser.add_argument("--arrivals", choices=["poisson", "constant"], default="poisson")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pin-test", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--pin", type=int, default=12, metavar="R", help="the degree to pin")
+    parser.add_argument("--plot", type=Path, help="write a PNG of the timeline")
+    parser.add_argument("server", nargs="*", help="after --: flags for tocom serve")
+    options = parser.parse_args()
+    try:
+        options.phases = [Phase.parse(text) for text in options.phases]
+    except ValueError as error:
+        parser.error(str(error))
+    if options.url and options.server:
+        parser.error("flags for the server need a server that is started here: drop --url")
+    return options
+
+
+def _ended_well(server: Served) -> list[Check]:
+    """How a server of our own ended, and what it complained about."""
+    complaints = server.complaints
+    seen = "; ".join([f"{len(complaints)} such lines", *complaints[:3]])
+    return [
+        Check("SIGTERM ends the server", server.exit_code == 0, f"exit code {server.exit_code}"),
+        Check("the server logged no warning or error", not complaints, seen),
+    ]
+
+
+async def _drive(url: str, photos: list[bytes], options: argparse.Namespace) -> Run:
+    """Capacity, then all phases; the dial is handed back whatever happens."""
+    async with Client(url, photos, options.seed) as client:
+        try:
+            capacity = await _capacity(client)
+            await _settle(client)
+            return await _phases(client, capacity, options)
+        finally:
+            await client.compression(mode="auto")
+
+
+async def _capacity(client: Client) -> float:
+    """Images/s at r=0 with more requests under way than the server can take at once.
+
+    Counted from the end of the first batch to the end of the last: whole batches only.
+    """
+    await client.compression(r=0)
+    answers = await closed_loop(client, CAPACITY_S, CAPACITY_CONNECTIONS)
+    batches = find_batches(answers)
+    if len(batches) < 2:
+        errors = {answer.error for answer in answers if answer.error}
+        raise RuntimeError(f"{len(batches)} batches in {CAPACITY_S:g} s; errors: {errors or None}")
+    seconds = batches[-1].last_done_s - batches[0].last_done_s
+    capacity = sum(batch.seen for batch in batches[1:]) / seconds
+    print(f"Capacity at r=0: {capacity:.1f} images/s ({len(answers)} answers)\n", flush=True)
+    return capacity
+
+
+async def _settle(client: Client) -> None:
+    """Hand the dial to the controller and wait until it rests at the lowest degree."""
+    loop = asyncio.get_running_loop()
+    await client.compression(mode="auto")
+    # It still remembers the capacity's latencies for a while: r rises first.
+    await asyncio.sleep(2 * SAMPLE_S)
+    give_up = loop.time() + SETTLE_WITHIN_S
+    while loop.time() < give_up:
+        state = await client.compression()
+        if state["r"] <= state["min_r"]:
+            return
+        await asyncio.sleep(SAMPLE_S)
+
+
+async def _phases(client: Client, capacity: float, options: argparse.Namespace) -> Run:
+    """All phases without a break between them, while the server's own view is sampled."""
+    seen, slo_s = Watch(), await client.gauge("tocom_slo_seconds")
+    r_source: int = (await client.compression())["r_source"]
+    phases = [*options.phases, PIN_PHASE] if options.pin_test else options.phases
+    spans, due = _schedule(phases, capacity, options)
+    watching = asyncio.create_task(watch(client, SAMPLE_S, seen))
+    try:
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(open_loop(client, due))
+            pin = None
+            if options.pin_test:
+                pin = group.create_task(_turn_dial(client, spans[-1], options.pin))
+    finally:
+        watching.cancel()
+    return Run(
+        capacity=capacity,
+        slo_s=slo_s,
+        r_source=r_source,
+        arrivals=options.arrivals,
+        spans=spans,
+        answers=sending.result(),
+        watch=seen,
+        pin=pin.result() if pin else None,
+    )
+
+
+def _schedule(
+    phases: list[Phase], capacity: float, options: argparse.Namespace
+) -> tuple[list[Span], list[float]]:
+    """When each phase begins and ends, and when each request is due, from half a second on."""
+    generator = random.Random(options.seed)
+    start_s = asyncio.get_running_loop().time() + 0.5
+    spans: list[Span] = []
+    due: list[float] = []
+    for phase in phases:
+        spans.append(Span(phase, start_s, start_s + phase.seconds))
+        rate = phase.multiple * capacity
+        times = due_times(rate, phase.seconds, options.arrivals, generator)
+        due += [start_s + at for at in times]
+        start_s += phase.seconds
+    return spans, due
+
+
+async def _turn_dial(client: Client, span: Span, r: int) -> PinTest:
+    """Pin in the middle of the phase, with requests of several images around it."""
+    loop = asyncio.get_running_loop()
+
+    async def until(share: float) -> None:
+        await asyncio.sleep(span.start_s + share * span.phase.seconds - loop.time())
+
+    async def send_files(share: float) -> Answer:
+        await until(share)
+        return await client.classify_files(MULTIPART_FILES)
+
+    async with asyncio.TaskGroup() as group:
+        multiparts = [group.create_task(send_files(share)) for share in MULTIPARTS]
+        await until(0.5)
+        before = await client.compression()
+        asked_s = loop.time()
+        after = await client.compression(r=min(r, before["levels"][-1]["r"]))
+        replied_s = loop.time()
+    return PinTest(before["r"], after["r"], asked_s, replied_s, [m.result() for m in multiparts])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""An open-loop client for ``POST /classify``: a request leaves when due, not when there is room.
+
+A closed loop (so many connections, each waiting for its answer) slows down with the server and is
+blind to the queue that real users would stand in.  Here the arrival times are drawn beforehand, and
+latency counts from the time at which a request was due.  `load` drives it; nothing here judges.
+"""
+
+import asyncio
+import json
+import math
+import random
+import re
+import resource
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import aiohttp
+
+CONNECTIONS = 2000
+"""More than ever wait at the server; beyond it requests wait here, and their latency counts on."""
+KEEP_ALIVE_S = 3.0
+"""Below the 5 s after which uvicorn closes an idle connection: a request could meet the close."""
+TIMEOUT_S = 60.0
+REFUSED_PAUSE_S = 0.2
+"""Who comes back at once after a refusal costs the server time that the capacity would miss."""
+SAME_BATCH_S = 1.0
+"""Answers of one batch leave the server together; further apart they are not of one batch."""
+
+Arrivals = Literal["poisson", "constant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an answer says of one image."""
+
+    r: int
+    batch_size: int
+    compute_ms: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request's fate; times are the event loop's, in seconds.  Status 0: no answer came.
+
+    ``photo`` is the number of the (first) photograph that was sent.
+    """
+
+    photo: int
+    due_s: float
+    sent_s: float
+    done_s: float
+    status: int
+    images: tuple[Served, ...] = ()
+    retry_after_s: float | None = None
+    error: str = ""
+
+    @property
+    def latency_s(self) -> float:
+        """From when the request was due to the end of its answer."""
+        return self.done_s - self.due_s
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The server's own view at one moment, and how long it took to tell."""
+
+    at_s: float
+    took_s: float
+    mode: str
+    r: int
+    queue_depth: float
+
+
+@dataclass(slots=True)
+class Watch:
+    """What a `watch` has seen so far."""
+
+    samples: list[Sample] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Answers that were computed together; ``seen`` of ``size`` images reached this client."""
+
+    size: int
+    compute_s: float
+    first_done_s: float
+    last_done_s: float
+    seen: int
+    degrees: set[int]
+
+
+class Client:
+    """Keeps its connections open and sends one photo after the other.
+
+    Args:
+        url: where the server is.
+        photos: JPEG files; sent in a shuffled order, over and over.
+        seed: of that order.
+    """
+
+    def __init__(self, url: str, photos: Sequence[bytes], seed: int) -> None:
+        self._url = url
+        self._photos = list(photos)
+        random.Random(seed).shuffle(self._photos)
+        self._sent = 0
+
+    async def __aenter__(self) -> Self:
+        raise_file_limit()
+        self._loop = asyncio.get_running_loop()
+        self._session = aiohttp.ClientSession(
+            self._url,
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def classify(self, due_s: float | None = None) -> Answer:
+        """Send the next photo as a raw body; due now if no time is given."""
+        photo = self._next()
+        headers = {"Content-Type": "image/jpeg"}
+        return await self._post(photo, due_s, data=self._photos[photo], headers=headers)
+
+    async def classify_files(self, count: int) -> Answer:
+        """Send several photos as one multipart request."""
+        form = aiohttp.FormData()
+        photos = [self._next() for _ in range(count)]
+        for photo in photos:
+            name, kind = f"{photo}.jpg", "image/jpeg"
+            form.add_field("file", self._photos[photo], filename=name, content_type=kind)
+        return await self._post(photos[0], None, data=form)
+
+    async def compression(self, **change: str | int) -> dict[str, Any]:
+        """Read the state of the dial, or change it."""
+        method = "PUT" if change else "GET"
+        async with self._session.request(method, "/compression", params=change) as reply:
+            reply.raise_for_status()
+            answer: dict[str, Any] = await reply.json()
+            return answer
+
+    async def gauge(self, name: str) -> float:
+        """One unlabelled value of ``/metrics``; NaN if the server has none of that name."""
+        async with self._session.get("/metrics") as reply:
+            reply.raise_for_status()
+            found = re.search(rf"^{name} (\S+)", await reply.text(), re.MULTILINE)
+        return float(found[1]) if found else math.nan
+
+    def _next(self) -> int:
+        self._sent += 1
+        return self._sent % len(self._photos)
+
+    async def _post(self, photo: int, due_s: float | None, **request: Any) -> Answer:
+        sent_s = self._loop.time()
+        status, body, retry, error = 0, b"", None, ""
+        try:
+            async with self._session.post("/classify", params={"top_k": 1}, **request) as reply:
+                body, retry = await reply.read(), reply.headers.get("Retry-After")
+                status = reply.status
+        except (aiohttp.ClientError, TimeoutError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        return Answer(
+            photo=photo,
+            due_s=sent_s if due_s is None else due_s,
+            sent_s=sent_s,
+            done_s=self._loop.time(),
+            status=status,
+            images=_served(body) if status == 200 else (),
+            retry_after_s=_seconds(retry),
+            error=error,
+        )
+
+
+def due_times(
+    rate: float, seconds: float, kind: Arrivals, generator: random.Random
+) -> Iterator[float]:
+    """Draw arrival times from 0 up to ``seconds``, ``rate`` of them per second on average."""
+    at = 0.0
+    while True:
+        at += generator.expovariate(rate) if kind == "poisson" else 1 / rate
+        if at >= seconds:
+            return
+        yield at
+
+
+async def open_loop(client: Client, due: Iterable[float]) -> list[Answer]:
+    """Send a request at each of these times of the event loop, and wait for all answers."""
+    loop = asyncio.get_running_loop()
+    tasks = []
+    async with asyncio.TaskGroup() as group:
+        for due_s in due:
+            await asyncio.sleep(max(0.0, due_s - loop.time()))
+            tasks.append(group.create_task(client.classify(due_s)))
+    return [task.result() for task in tasks]
+
+
+async def closed_loop(client: Client, seconds: float, connections: int) -> list[Answer]:
+    """Keep so many requests under way at any time, and wait for the last ones."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + seconds
+    answers: list[Answer] = []
+
+    async def one_after_the_other() -> None:
+        while loop.time() < give_up:
+            answers.append(await client.classify())
+            if answers[-1].status != 200:
+                await asyncio.sleep(REFUSED_PAUSE_S)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(connections):
+            group.create_task(one_after_the_other())
+    return answers
+
+
+async def watch(client: Client, every_s: float, seen: Watch) -> None:
+    """Sample dial and queue until cancelled."""
+    loop = asyncio.get_running_loop()
+    next_s = loop.time()
+    while True:
+        started = loop.time()
+        try:
+            dial = await client.compression()
+            took_s = loop.time() - started
+            depth = await client.gauge("tocom_queue_depth")
+            seen.samples.append(Sample(started, took_s, dial["mode"], dial["r"], depth))
+        except (aiohttp.ClientError, TimeoutError) as failure:
+            seen.failures.append(f"{type(failure).__name__}: {failure}")
+        next_s = max(next_s + every_s, loop.time())
+        await asyncio.sleep(next_s - loop.time())
+
+
+def find_batches(answers: Iterable[Answer]) -> list[Batch]:
+    """Put together what was computed together, in order of completion.
+
+    Answers carry no batch number, but ``batch_size`` and ``compute_ms`` (to the microsecond), which
+    all images of a batch share and which two batches within a second hardly share by chance.  A
+    group that has exactly ``batch_size`` images (``seen == size``) is as good as proven to be one
+    batch; a larger one would be a coincidence, a smaller one had images of other clients.
+    """
+    groups: dict[tuple[int, float], list[Batch]] = defaultdict(list)
+    for answer in sorted(answers, key=lambda answer: answer.done_s):
+        for image in answer.images:
+            known = groups[image.batch_size, image.compute_ms]
+            if not known or answer.done_s - known[-1].last_done_s > SAME_BATCH_S:
+                at, took_s = answer.done_s, image.compute_ms / 1000
+                known.append(Batch(image.batch_size, took_s, at, at, 0, set()))
+            known[-1].seen += 1
+            known[-1].last_done_s = answer.done_s
+            known[-1].degrees.add(image.r)
+    found = [batch for group in groups.values() for batch in group]
+    return sorted(found, key=lambda batch: batch.first_done_s)
+
+
+def raise_file_limit() -> None:
+    """Each connection is an open file; the usual soft limit of 1,024 is too low."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * CONNECTIONS if hard == resource.RLIM_INFINITY else min(2 * CONNECTIONS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _served(body: bytes) -> tuple[Served, ...]:
+    """The images that were classified; those with a problem of their own are left out."""
+    return tuple(
+        Served(
+            result["r"],
+            result["batch_size"],
+            result["compute_ms"],
+            result["predictions"][0]["score"],
+        )
+        for result in json.loads(body)["results"]
+        if "problem" not in result
+    )
+
+
+def _seconds(header: str | None) -> float | None:
+    """``Retry-After`` as seconds; a date or nonsense is no number of seconds."""
+    return float(header) if header is not None and header.isdecimal() else None
