@@ -26,7 +26,7 @@ __all__ = ["Settings", "SettingsError", "build_parser", "flag_of", "load_setting
 logger = logging.getLogger(__name__)
 
 ENV_PREFIX = "TOCOM_"
-OTHER_VARIABLES = frozenset({"TOCOM_DATA"})
+OTHER_VARIABLES = frozenset({"TOCOM_DATA", "TOCOM_REQUIRE_SYSTEM", "TOCOM_SYSTEM_FULL_IMAGE"})
 """Variables with the prefix that belong to the tests and benchmarks, not to the server."""
 
 
