@@ -11,13 +11,14 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.interleaved import Spread, default_models, measure_rounds, ratios
 from tocom_core import Bank, CompressedViT, WeightMerger, load_model
-from tocom_core.bank import BankHeader
+from tocom_core.bank_header import BankHeader
 
 FORWARD = "forward, batch 8"
 DISTANCES = (1, 4, 8, 16)
@@ -27,7 +28,10 @@ def main() -> None:
     """Measure all models asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--model", nargs="+", help="models; default: the embedded one and ViT-Tiny")
+    parser.add_argument("--architecture", help="of a model file that does not say it")
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0, help="of the bank and of the rounds' order")
+    parser.add_argument("--output", type=Path, help="write the final JSON line there too")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to PyTorch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -35,13 +39,17 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     rows = [row for path in options.model or default_models() for row in _measure(path, options)]
     threads = torch.get_num_threads()
-    print(json.dumps({"benchmark": "switch", "threads": threads, "rows": rows}))
+    record = json.dumps({"benchmark": "switch", "threads": threads, "rows": rows})
+    if options.output:
+        options.output.write_text(record + "\n")
+    print(record)
 
 
 @torch.inference_mode()
 def _measure(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One model: print its table, return its rows."""
-    loaded = load_model(path)
+    loaded = load_model(path, architecture=options.architecture)
+    torch.manual_seed(options.seed)
     model = CompressedViT(loaded.vit.to(options.device)).eval()
     merger = WeightMerger(model, _random_bank(model, loaded.architecture))
     images = torch.randn(8, *loaded.input_size).to(options.device)
@@ -66,7 +74,7 @@ def _measure(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         return lambda: taken.setdefault(name, []).append(jobs[name]())
 
     variants = {FORWARD: forward, **{name: recorded(name) for name in jobs}}
-    forwards = measure_rounds(variants, options.rounds)[FORWARD]
+    forwards = measure_rounds(variants, options.rounds, options.seed)[FORWARD]
     merger.set_target(0)
     return _report(loaded.name, forwards, taken)
 

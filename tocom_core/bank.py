@@ -12,66 +12,24 @@ so deltas are antisymmetric and add up along any path of degrees.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tocom_core.bank_header import (
+    FORMAT_VERSION,
+    PROJECTIONS,
+    BankHeader,
+    check_sizes,
+    read_header,
+)
 from tocom_core.errors import BankError, DegreeError
 from tocom_core.schedule import Method
-
-FORMAT_VERSION = 1
-PROJECTIONS = ("q", "v")
-
-
-@dataclass(frozen=True)
-class BankHeader:
-    """What a bank is for and how it was made; stored in the file.
-
-    Attributes:
-        arch: timm's name of the architecture.
-        embed_dim: token width ``D``.
-        depth: number of layers.
-        num_groups: ``K``, the highest degree with a compensation.
-        rank: ``h``, rank of each group.
-        scaling: ``s``, the factor on every delta.
-        method: how tokens were removed in training.
-        prop_attn: whether proportional attention was on in training.
-        backbone_digest: ``backbone_digest`` of the model that it was trained on.
-        provenance: data, recipe, command, figures; free form.
-
-    Raises:
-        BankError: a size is not a whole number of 1 or more, ``scaling`` is not finite, or
-            ``method`` is not known.
-    """
-
-    arch: str
-    embed_dim: int
-    depth: int
-    num_groups: int
-    rank: int
-    scaling: float = 0.1
-    method: Method = "merge"
-    prop_attn: bool = True
-    backbone_digest: str = ""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("embed_dim", "depth", "num_groups", "rank"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise BankError(f"{name}={value!r} must be a whole number of 1 or more")
-        scaling: object = self.scaling  # as a file may hold it
-        if not isinstance(scaling, int | float) or not math.isfinite(scaling):
-            raise BankError(f"scaling={scaling!r} must be a finite number")
-        if self.method not in get_args(Method):
-            raise BankError(f"method={self.method!r} must be one of {get_args(Method)}")
 
 
 class Bank(nn.Module):
@@ -237,8 +195,8 @@ class Bank(nn.Module):
             raise BankError(f"{path} is not a readable safetensors file: {error}") from error
         if "tocom_bank" not in metadata:
             raise BankError(f"{path} is no bank: its header has no 'tocom_bank' entry")
-        header = _read_header(metadata["tocom_bank"], path)
-        _check_sizes(header, state, path)
+        header = read_header(metadata["tocom_bank"], path)
+        check_sizes(header, state, path)
         bank = cls(header)
         bank._fill(state, path)
         return bank
@@ -292,33 +250,6 @@ class Bank(nn.Module):
         except RuntimeError as error:
             lines = " ".join(line.strip() for line in str(error).splitlines()[:4])
             raise BankError(f"{path}: the tensors do not fit the header: {lines}") from error
-
-
-def _read_header(text: str, path: str | Path) -> BankHeader:
-    try:
-        content = json.loads(text)
-        version = content.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise BankError(
-                f"it has bank format {version}, this version reads {FORMAT_VERSION}; "
-                "update tocom-serve"
-            )
-        return BankHeader(**content)
-    except (ValueError, KeyError, TypeError, AttributeError, BankError) as error:
-        raise BankError(f"{path}: the bank's header cannot be read: {error}") from error
-
-
-def _check_sizes(header: BankHeader, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise ``BankError`` before a bank of the header's sizes, however absurd, is allocated."""
-    expected = (header.num_groups * header.rank, header.embed_dim)
-    count = 2 * len(PROJECTIONS) * header.depth
-    first = state.get("lora_A.0.q")
-    if first is None or first.shape != expected or len(state) != count:
-        found = "missing" if first is None else tuple(first.shape)
-        raise BankError(
-            f"{path}: the tensors do not fit the header: lora_A.0.q is {found}, expected "
-            f"{expected}; there are {len(state)} tensors, expected {count}"
-        )
 
 
 def backbone_digest(vit: nn.Module) -> str:

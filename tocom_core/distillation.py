@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tocom_core.bank import Bank, BankHeader
+from tocom_core.bank import Bank
+from tocom_core.bank_header import BankHeader
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.data import TrainingImages, augmentation, evaluation_batches
 from tocom_core.errors import DataError, TocomError

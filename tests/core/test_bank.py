@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tests.core import reference, zoo
 from tocom_core import Bank
-from tocom_core.bank import PROJECTIONS, BankHeader, backbone_digest
+from tocom_core.bank import backbone_digest
+from tocom_core.bank_header import PROJECTIONS, BankHeader
 from tocom_core.errors import BankError, DegreeError, TocomError
 
 K, RANK, DIM, DEPTH = 6, 2, 8, 3

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.core import zoo
 from tests.core.pictures import write_folder
 from tocom_core import Bank, CompressedViT, WeightMerger, load_model
-from tocom_core.bank import BankHeader
+from tocom_core.bank_header import BankHeader
 from tocom_core.distillation import (
     CompensatedViT,
     DistillOptions,

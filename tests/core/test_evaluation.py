@@ -9,7 +9,8 @@ import torch
 from tests.core import zoo
 from tests.core.pictures import write_folder
 from tocom_core import Bank, CompressedViT, load_model
-from tocom_core.bank import BankHeader, backbone_digest
+from tocom_core.bank import backbone_digest
+from tocom_core.bank_header import BankHeader
 from tocom_core.errors import CheckpointError
 from tocom_core.evaluation import (
     EvaluateOptions,

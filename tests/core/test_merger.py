@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests.core import zoo
 from tocom_core import Bank, CompressedViT, WeightMerger
-from tocom_core.bank import BankHeader, backbone_digest
+from tocom_core.bank import backbone_digest
+from tocom_core.bank_header import BankHeader
 from tocom_core.errors import BankError, BankMismatchWarning, DegreeError
 
 K, RANK = 8, 2

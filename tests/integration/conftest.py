@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from skimage.data import chelsea
 
-from tocom_core.bank import Bank, BankHeader, backbone_digest
+from tocom_core.bank import Bank, backbone_digest
+from tocom_core.bank_header import BankHeader
 from tocom_core.models import save_model
 
 ROOT = Path(__file__).parents[2]

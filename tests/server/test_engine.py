@@ -15,7 +15,8 @@ from server.degrees import most_telling_first
 from server.engine import Engine, resolve_device
 from server.errors import ForwardFailed, SettingsError
 from server.settings import Settings
-from tocom_core.bank import Bank, BankHeader, backbone_digest
+from tocom_core.bank import Bank, backbone_digest
+from tocom_core.bank_header import BankHeader
 from tocom_core.models import LoadedModel, find_bank, load_model, save_model
 
 SHAPE = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 3}
