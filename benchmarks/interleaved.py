@@ -1,9 +1,10 @@
 """Compare variants on a shared, noisy machine: all of them in one run, round after round.
 
-Each round runs every variant once, in an order of its own, and ratios are taken within the round;
-what slows the machine for a while slows both sides of a ratio.
+Each round gives every variant one turn, in an order of its own, and ratios are taken within the
+round; what slows the machine for a while slows both sides of a ratio.
 """
 
+import math
 import os
 import random
 import statistics
@@ -17,6 +18,9 @@ from tqdm import tqdm
 from tocom_core.models import default_model_path
 
 Variant = Callable[[], object]
+
+FEWEST_ROUNDS = 3
+"""A median with quartiles needs that many."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,49 @@ class Spread:
 
 
 def measure_rounds(
-    variants: Mapping[str, Variant], rounds: int, seed: int = 0
+    variants: Mapping[str, Variant],
+    rounds: int,
+    seed: int = 0,
+    *,
+    turn_s: float = 0.0,
+    budget_s: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, after one untimed call of each."""
+    """Seconds per call of each variant in each round, after one untimed call of each.
+
+    Args:
+        variants: what to call, by name.
+        rounds: how many turns each gets.
+        seed: decides the order within the rounds.
+        turn_s: 0 is one call a turn.  Above it, a turn begins with an untimed call, for caches hold
+            the previous variant's data, and goes on for at least this long.
+        budget_s: no new round after so many seconds, but never fewer than ``FEWEST_ROUNDS``.
+    """
     for variant in variants.values():
         variant()
     generator = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in tqdm(range(rounds), unit="round", leave=False):
+    started = time.perf_counter()
+    for done in tqdm(range(rounds), unit="round", leave=False):
+        if done >= FEWEST_ROUNDS and time.perf_counter() - started > budget_s:
+            break
         order = list(variants)
         generator.shuffle(order)
         for name in order:
-            started = time.perf_counter()
-            variants[name]()
-            seconds[name].append(time.perf_counter() - started)
+            if turn_s:
+                variants[name]()
+            seconds[name].append(_seconds_per_call(variants[name], turn_s))
     return seconds
+
+
+def _seconds_per_call(variant: Variant, at_least_s: float) -> float:
+    """Mean over as many calls as it takes to fill the time; at least one."""
+    calls, started = 0, time.perf_counter()
+    while True:
+        variant()
+        calls += 1
+        taken = time.perf_counter() - started
+        if taken >= at_least_s:
+            return taken / calls
 
 
 def ratios(over: list[float], under: list[float]) -> list[float]:

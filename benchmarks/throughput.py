@@ -22,6 +22,8 @@ from tocom_core import CompressedViT, load_model
 from tocom_core.schedule import arithmetic_ratio
 
 PLAIN = "timm"
+TURN_S = 0.1
+"""Short forward passes are repeated within a turn for about this long."""
 
 
 def main() -> None:
@@ -39,33 +41,48 @@ def main() -> None:
     machine |= {"processor": platform.machine(), "device": options.device}
     if options.plot:
         _plot(results, options.plot)
-    print(json.dumps({"benchmark": "throughput", **machine, "rows": results}))
+    record = json.dumps({"benchmark": "throughput", **machine, "rows": results})
+    if options.output:
+        options.output.write_text(record + "\n")
+    print(record)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--model", nargs="+", help="models; default: the embedded one and ViT-Tiny")
+    parser.add_argument("--architecture", help="of a model file that does not say it")
     parser.add_argument("--degrees", nargs="+", type=int, default=list(range(17)))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--seconds-per-cell",
+        type=float,
+        default=20,
+        help="fewer rounds if one degree at one batch size would take longer; 3 at least",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides the order within the rounds")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to PyTorch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--plot", type=Path, help="write a PNG of throughput against r")
+    parser.add_argument("--output", type=Path, help="write the final JSON line there too")
     return parser.parse_args()
 
 
 @torch.inference_mode()
 def _measure(path: str, batch_size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One model at one batch size: print its table, return its rows."""
-    loaded = load_model(path)
+    loaded = load_model(path, architecture=options.architecture)
     dtype = getattr(torch, options.dtype)
     model = CompressedViT(loaded.vit.to(options.device, dtype)).eval()
     images = torch.randn(batch_size, *loaded.input_size).to(options.device, dtype)
     variants: dict[str, Variant] = {PLAIN: partial(_run, loaded.vit, images)}
     for r in options.degrees:
         variants[f"r={r}"] = partial(_run, model, images, r)
-    seconds = measure_rounds(variants, options.rounds)
+    budget_s = options.seconds_per_cell * len(variants)
+    seconds = measure_rounds(
+        variants, options.rounds, options.seed, turn_s=TURN_S, budget_s=budget_s
+    )
     print(f"\n{loaded.name}, batch {batch_size}\n")
     print("| variant | images/s (quartiles) | × plain timm (quartiles) | arithmetic |")
     print("|---|---|---|---|")
@@ -81,6 +98,7 @@ def _measure(path: str, batch_size: int, options: argparse.Namespace) -> list[di
         rows.append(
             {"model": loaded.name, "batch_size": batch_size, "variant": name}
             | {"images_per_s": vars(speed), "ratio": vars(ratio), "arithmetic": counted}
+            | {"rounds": len(values)}
         )
     return rows
 

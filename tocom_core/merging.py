@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tocom_core.schedule import removable
+
+SHORTEST = 1e-12
+"""A metric of less length than this is similar to nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Matching:
         if self.rows is None:
             return x, size
         merged_size = self._sum(size, self.rows)
-        return (self._sum(weighted, self.rows) / merged_size).to(x.dtype), merged_size
+        return self._sum(weighted, self.rows).div_(merged_size).to(x.dtype), merged_size
 
     def unmerge(self, x: Tensor) -> Tensor:
         """Give every original token the value of the token that it was merged into.
@@ -106,7 +108,8 @@ def bipartite_soft_matching(metric: Tensor, r: int, num_prefix_tokens: int = 1) 
         return Matching(None, 0, num_prefix_tokens)
     # Half precision rounds near-equal similarities to ties, so measure in float32 at least.
     metric = metric.to(torch.promote_types(metric.dtype, torch.float32))
-    _, set_a, set_b = _split(functional.normalize(metric, dim=-1), num_prefix_tokens)
+    length = torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp_min_(SHORTEST)
+    _, set_a, set_b = _split(metric / length, num_prefix_tokens)
     # Of equal partners, ``max`` names the first: the lower index.
     strength, partner = torch.bmm(set_a, set_b.transpose(1, 2)).max(dim=-1)
 
@@ -116,7 +119,8 @@ def bipartite_soft_matching(metric: Tensor, r: int, num_prefix_tokens: int = 1) 
     seats = torch.arange(-left_a, 0, device=metric.device)
     place = partner.scatter_(1, staying, seats.expand_as(staying))
     first_b = torch.arange(num_prefix_tokens + left_a, batch * left, left, device=metric.device)
-    return Matching((place + first_b.unsqueeze(1)).view(-1), r, num_prefix_tokens)
+    place += first_b.unsqueeze(1)
+    return Matching(place.view(-1), r, num_prefix_tokens)
 
 
 def _split(x: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
