@@ -46,6 +46,9 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listener = bind(settings.host, settings.port)
     logger.info("loading: model=%s bank=%s", settings.model, settings.bank)
+    # Threads of the model that wait for each other leave their core to the decoders instead of
+    # spinning.  Must be set before PyTorch is loaded; on two cores it gave 4 to 12 % more images/s.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from server.app import create_app  # takes seconds; wrong settings are told before
 
     server = DrainingServer(create_app(settings), settings, listener)

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tocom_core.bank_header import (
@@ -28,6 +27,7 @@ from tocom_core.bank_header import (
     check_sizes,
     read_header,
 )
+from tocom_core.checkpoint import write_safetensors
 from tocom_core.errors import BankError, DegreeError
 from tocom_core.schedule import Method
 
@@ -172,12 +172,8 @@ class Bank(nn.Module):
         """Write the bank and its header as safetensors; written beside itself first."""
         header = {"format_version": FORMAT_VERSION, **vars(self.header)}
         header["provenance"] = dict(self.provenance)
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        save_file(state, partial, metadata={"format": "pt", "tocom_bank": json.dumps(header)})
-        partial.replace(target)
+        state = {key: value.detach().cpu() for key, value in self.state_dict().items()}
+        write_safetensors(Path(path), state, {"tocom_bank": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Bank":

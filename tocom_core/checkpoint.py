@@ -1,15 +1,17 @@
-"""Read model files: tensors and what the file says about itself.  Never runs code from a file."""
+"""Read and write model files.  Never runs code from a file."""
 
 import argparse
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tocom_core.errors import CheckpointError
@@ -43,6 +45,23 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Config]:
     if not config and beside.is_file():
         config = _parse_config(beside.read_bytes(), beside)
     return {_PREFIX.sub("", str(key)): value for key, value in state.items()}, config
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and a header of strings; whole or not at all, and readable by everyone.
+
+    The file is written beside itself first and then renamed.  Servers often run as another user
+    than the one who trained, and safetensors leaves a file to its owner alone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(
+        {key: value.contiguous() for key, value in state.items()},
+        partial,
+        metadata={"format": "pt", **metadata},
+    )
+    partial.chmod(0o644)
+    partial.replace(path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config]:

@@ -17,14 +17,13 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from tocom_core import architectures as _architectures  # noqa: F401 - registers with timm
 from tocom_core.bank import backbone_digest
-from tocom_core.checkpoint import Config, nearest, read_checkpoint
+from tocom_core.checkpoint import Config, nearest, read_checkpoint, write_safetensors
 from tocom_core.errors import CheckpointError, UnsupportedModelError
 from tocom_core.labels import class_labels
 
@@ -315,10 +314,7 @@ def save_model(
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
         for key, value in vit.state_dict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(state, partial, metadata={"format": "pt", "config": json.dumps(config)})
-    partial.replace(path)
+    write_safetensors(path, state, {"config": json.dumps(config)})
 
 
 def store_evaluation(path: Path, table: Mapping[str, Any]) -> None:
@@ -333,6 +329,4 @@ def store_evaluation(path: Path, table: Mapping[str, Any]) -> None:
             f"{path} has no header of ours to store a table in; save_model writes one"
         )
     config["tocom"]["evaluation"] = dict(table)
-    partial = path.with_suffix(".partial")
-    save_file(state, partial, metadata={"format": "pt", "config": json.dumps(config)})
-    partial.replace(path)
+    write_safetensors(path, state, {"config": json.dumps(config)})
