@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tocom_core import Bank
-from tocom_core.checkpoint import nearest, read_checkpoint
+from tocom_core.checkpoint import nearest, read_checkpoint, write_safetensors
 from tocom_core.errors import BankError, CheckpointError
 
 STATE = {"head.weight": torch.ones(2, 3), "head.bias": torch.zeros(2)}
@@ -178,3 +178,12 @@ def test_hint_at_the_nearest_name() -> None:
     """A misspelt architecture is answered with the one that was meant."""
     assert nearest("vit_tiny_patch16_244") == "; did you mean 'vit_tiny_patch16_224'?"
     assert nearest("@") == ""
+
+
+def test_written_files_can_be_read_by_other_users(tmp_path: Path) -> None:
+    """A server runs as another user than the one who trained; nothing partial stays behind."""
+    path = tmp_path / "new" / "model.safetensors"
+    write_safetensors(path, {"weight": torch.ones(2)}, {"config": "{}"})
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+    assert read_checkpoint(path)[0]["weight"].tolist() == [1.0, 1.0]

@@ -9,7 +9,7 @@ import pytest
 from tocom_core.distillation import DistillOptions
 from tocom_core.evaluation import EvaluateOptions
 from tocom_core.finetuning import FinetuneOptions
-from tocom_core.options import option, parse_options
+from tocom_core.options import command_line, option, parse_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +79,13 @@ def test_every_option_is_documented(cls: type, capsys: pytest.CaptureFixture[str
     for field in fields(cls):
         assert f"--{field.name.replace('_', '-')}" in text
         assert field.metadata["help"]
+
+
+def test_command_line_names_the_data_folder_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A recorded command holds no path of one machine, and can be typed again."""
+    monkeypatch.setenv("TOCOM_DATA", "/somewhere/data")
+    argv = ["--data", "/somewhere/data/cifar10", "--output", "a b"]
+    recorded = command_line("tocom train", argv)
+    assert recorded == "tocom train --data $TOCOM_DATA/cifar10 --output 'a b'"
