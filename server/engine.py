@@ -24,7 +24,7 @@ from server.stats import BatchOutcome
 from tocom_core.bank import Bank
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.merger import WeightMerger
-from tocom_core.models import LoadedModel, find_bank, load_model
+from tocom_core.models import LoadedModel, find_bank, load_model, pick_device
 from tocom_core.operating_point import OperatingPoint
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Engine:
             torch.set_num_threads(settings.threads)
         self.loaded = loaded
         self.bank = bank
-        self.device = resolve_device(settings.device)
+        self.device = pick_device(settings.device)
         self.dtype = _DTYPES[settings.dtype]
         self.r_source = loaded.r_source
         self.model = _compressed(loaded, bank, settings).to(self.device, self.dtype)
@@ -259,26 +259,6 @@ def load_engine(settings: Settings) -> Engine:
     )
     path = find_bank(settings.model, settings.bank)
     return Engine(loaded, None if path is None else Bank.load(path), settings)
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is the first GPU if there is one.
-
-    Raises:
-        SettingsError: the named device is not on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        count = 0
-    if (device.index or 0) >= count:
-        raise SettingsError(
-            f"device={name!r} is not on this machine ({count} of that kind); "
-            "use device=auto or device=cpu"
-        )
-    return device
 
 
 def _compressed(loaded: LoadedModel, bank: Bank | None, settings: Settings) -> CompressedViT:

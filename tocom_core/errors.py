@@ -6,6 +6,7 @@
     ├── BankError                  a bank file that cannot be read, or does not fit the model
     │   └── DegreeError            a degree that the bank holds no compensation for
     ├── ScheduleError              an ``r`` that is no valid schedule for this model
+    ├── DeviceError                a device that this machine does not have
     ├── DataError                  a data set that cannot be found or read
     └── TrainingError              a run that cannot go on (diverged, wrong resume)
 
@@ -35,6 +36,10 @@ class DegreeError(BankError, ValueError):
 
 class ScheduleError(TocomError, ValueError):
     """``r`` is not a non-negative int, or a sequence with one such value per block."""
+
+
+class DeviceError(TocomError, ValueError):
+    """The named device is not on this machine."""
 
 
 class DataError(TocomError):

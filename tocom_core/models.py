@@ -24,7 +24,7 @@ from torch import Tensor
 from tocom_core import architectures as _architectures  # noqa: F401 - registers with timm
 from tocom_core.bank import backbone_digest
 from tocom_core.checkpoint import Config, nearest, read_checkpoint, write_safetensors
-from tocom_core.errors import CheckpointError, UnsupportedModelError
+from tocom_core.errors import CheckpointError, DeviceError, UnsupportedModelError
 from tocom_core.labels import class_labels
 
 logger = logging.getLogger(__name__)
@@ -77,10 +77,26 @@ class LoadedModel:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the first GPU if there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """``auto`` is the first GPU if there is one, else the CPU.
+
+    Raises:
+        DeviceError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device={name!r} is none; use auto, cpu, mps, cuda or cuda:N") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        count = 0
+    if (device.index or 0) >= count:
+        raise DeviceError(
+            f"device={name!r} is not on this machine ({count} of that kind); "
+            "use device=auto or device=cpu"
+        )
+    return device
 
 
 def weights_folder() -> Path:
@@ -92,11 +108,6 @@ def weights_folder() -> Path:
 def default_model_path() -> Path:
     """The embedded default model's file."""
     return weights_folder() / DEFAULT_ARCHITECTURE / "model.safetensors"
-
-
-def default_bank_path() -> Path:
-    """The embedded default model's bank."""
-    return weights_folder() / DEFAULT_ARCHITECTURE / "bank.safetensors"
 
 
 def find_bank(model: str | Path, bank: str = "auto") -> Path | None:

@@ -19,9 +19,9 @@ from timm.models.vision_transformer import VisionTransformer
 from tests.core import zoo
 from tocom_core import CompressedViT, LoadedModel, load_model
 from tocom_core.bank import backbone_digest
-from tocom_core.errors import CheckpointError, UnsupportedModelError
+from tocom_core.errors import CheckpointError, DeviceError, UnsupportedModelError
 from tocom_core.evaluation import predict, top1
-from tocom_core.models import default_bank_path, default_model_path, find_bank, save_model
+from tocom_core.models import default_model_path, find_bank, pick_device, save_model
 from tocom_core.sources import SubsetSource, open_source
 
 LABELS = tuple(f"kind {i}" for i in range(7))
@@ -279,8 +279,16 @@ def test_models_of_other_images_are_refused(tmp_path: Path) -> None:
 def test_default_files_lie_together() -> None:
     """The shipped model and its bank are looked for in one folder named after the architecture."""
     assert default_model_path().name == "model.safetensors"
-    assert default_bank_path() == default_model_path().with_name("bank.safetensors")
+    assert find_bank("default") == default_model_path().with_name("bank.safetensors")
     assert timm.is_model(default_model_path().parent.name)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("cuda:63", "device=auto"), ("gpu", "cuda:N")])
+def test_device_that_is_not_there_is_refused(name: str, hint: str) -> None:
+    """The message names the device and the way out."""
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(DeviceError, match=rf"{name}.*{hint}"):
+        pick_device(name)
 
 
 def test_a_bank_is_found_beside_its_model(tmp_path: Path) -> None:

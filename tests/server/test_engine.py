@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from server.degrees import most_telling_first
-from server.engine import Engine, resolve_device
+from server.engine import Engine
 from server.errors import ForwardFailed, SettingsError
 from server.settings import Settings
 from tocom_core.bank import Bank, backbone_digest
 from tocom_core.bank_header import BankHeader
-from tocom_core.models import LoadedModel, find_bank, load_model, save_model
+from tocom_core.models import LoadedModel, load_model, save_model
 
 SHAPE = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 3}
 ARCH = "vit_tiny_patch16_224"
@@ -270,27 +270,6 @@ def test_each_degree_is_warmed_up_once(highest: int) -> None:
     order = list(most_telling_first(highest))
     assert sorted(order) == list(range(highest + 1))
     assert order[:2] == [0, highest][: len(order)]
-
-
-def test_bank_is_found_beside_the_model(tmp_path: Path) -> None:
-    """Auto looks next to a model file; none is none; a path is that path."""
-    model = tmp_path / "model.safetensors"
-    assert find_bank(str(model), "auto") is None
-    model.touch()
-    assert find_bank(str(model), "auto") is None
-    bank = tmp_path / "bank.safetensors"
-    bank.touch()
-    assert find_bank(str(model), "auto") == bank
-    assert find_bank(str(model), "none") is None
-    assert find_bank("vit_small_patch16_224", "auto") is None
-    assert find_bank("default", str(bank)) == bank
-
-
-def test_device_that_is_not_there_is_refused() -> None:
-    """The message names the device and the way out."""
-    assert resolve_device("cpu").type == "cpu"
-    with pytest.raises(SettingsError, match=r"cuda:63.*device=auto"):
-        resolve_device("cuda:63")
 
 
 def _raising(error: Exception) -> Callable[..., Tensor]:
