@@ -10,15 +10,14 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from server.errors import ImageTooLarge, NotAnImage
+from tocom_core.decoding import upright_rgb
 
 T = TypeVar("T")
-Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 """Pillow's names of the formats that are tried; JPEG includes the MPO of many phones."""
@@ -27,17 +26,6 @@ ACCEPTED = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM"
 
 _MAX_ASPECT = 32
 """Longer images lose their ends: resizing their short side would blow the long one up."""
-
-_ORIENTATION_TAG = 0x0112
-_TURNED_BY_ORIENTATION = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -112,7 +100,7 @@ def _decode_rgb(
             _check_pixels(image, limits)
             _decode_scaled(image, limits)
             image.load()
-            return _limit_aspect(_upright(_to_rgb(image), _orientation(image)))
+            return _limit_aspect(upright_rgb(image))
     except (NotAnImage, ImageTooLarge):
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -147,60 +135,6 @@ def _decode_scaled(image: Image.Image, limits: ImageLimits) -> None:
     """Let the JPEG decoder skip detail that the resize would throw away (a no-op elsewhere)."""
     if limits.draft_side:
         image.draft(None, (limits.draft_side, limits.draft_side))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow to RGB, over white where the image is transparent."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _to_8_bit(image).convert("RGB")
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    if image.mode == "La":
-        image = image.convert("LA")
-    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    page = Image.new("RGB", image.size, "white")
-    page.paste(rgba, mask=rgba)
-    return page
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float samples to 8-bit gray: scaled, where Pillow's ``convert`` clips.
-
-    16-bit modes have a fixed range.  For the others it is guessed from the values: one of the
-    usual ranges if they fit in (0…1 for floats, 8 bits, 16 bits), else the range that occurs.
-    """
-    if image.mode.startswith("I;16"):
-        low, high = 0.0, 65535.0
-        samples = np.asarray(image.convert("I"), dtype=np.float32)
-    else:
-        samples = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        low, high = _sample_range(samples, is_float=image.mode == "F")
-    scaled = (samples - low) * (255.0 / (high - low))
-    return Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))
-
-
-def _sample_range(samples: Samples, is_float: bool) -> tuple[float, float]:
-    """The range that these samples most likely use."""
-    low, high = float(samples.min()), float(samples.max())
-    if low >= 0:
-        for usual in (1.0, 255.0, 65535.0)[0 if is_float else 1 :]:
-            if high <= usual:
-                return 0.0, usual
-    return (low, high) if high > low else (low, low + 1.0)
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 (upright) if absent or unreadable: the pixels are good all the same."""
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # as many kinds as for the decoders above
-        return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Undo the camera's rotation."""
-    turn = _TURNED_BY_ORIENTATION.get(orientation)
-    return image if turn is None else image.transpose(turn)
 
 
 def _limit_aspect(image: Image.Image) -> Image.Image:

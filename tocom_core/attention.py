@@ -11,6 +11,20 @@ import torch
 from timm.layers.attention import Attention
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
+
+FUSED_KERNELS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
+"""What is fastest without a backward pass, and on a GPU with one."""
+
+
+def learning_kernels(device_type: str) -> list[SDPBackend]:
+    """The kernels to learn with: a CPU's fused backward is slower than plain products."""
+    return [SDPBackend.MATH] if device_type == "cpu" else FUSED_KERNELS
 
 
 class Attended(NamedTuple):

@@ -8,10 +8,15 @@ section 3.3):
     ΔW(m → n) = −ΔW(n → m)                          n < m
 
 so deltas are antisymmetric and add up along any path of degrees.
+
+Two variants, alone or together, repeat the paper's ablations and lose some of that:
+
+- ``shared``: one group for every pair, ``±s · B A`` for ``n ≠ m``.  Antisymmetric; does not add up.
+- no ``inversion``: ``s · Σ_{i=n+1…m} B'_i A'_i`` for ``n < m``, with factors of their own.  There
+  and back is not nothing; adds up only along paths that never turn (if shared too: never).
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tocom_core.bank_header import (
-    FORMAT_VERSION,
-    PROJECTIONS,
-    BankHeader,
-    check_sizes,
-    read_header,
-)
+from tocom_core.bank_header import PROJECTIONS, BankHeader, check_sizes, read_header, write_header
 from tocom_core.checkpoint import write_safetensors
 from tocom_core.errors import BankError, DegreeError
 from tocom_core.schedule import Method
@@ -38,13 +37,17 @@ class Bank(nn.Module):
     ``lora_A[l][p]`` is ``(K·h, D)`` and ``lora_B[l][p]`` is ``(D, K·h)``, float32, for layer ``l``
     and projection ``p`` ("q" or "v"); group ``i`` (1…K) is rows, respectively columns,
     ``(i-1)·h … i·h``.  ``A`` starts random and ``B`` at zero, so that an untrained bank changes
-    nothing.
+    nothing.  A shared bank has a single group; a bank without inversion has ``lora_A_lower`` and
+    ``lora_B_lower`` too, of the same shapes, for steps to a lower degree.
     """
+
+    lora_A: nn.ModuleList
+    lora_B: nn.ModuleList
 
     def __init__(self, header: BankHeader) -> None:
         super().__init__()
         self.header = header
-        total = header.num_groups * header.rank
+        total, dim = header.total_rank, header.embed_dim
 
         def layers(rows: int, columns: int) -> nn.ModuleList:
             return nn.ModuleList(
@@ -52,23 +55,36 @@ class Bank(nn.Module):
                 for _ in range(header.depth)
             )
 
-        self.lora_A = layers(total, header.embed_dim)
-        self.lora_B = layers(header.embed_dim, total)
+        for name_a, name_b in header.factor_names:
+            self.add_module(name_a, layers(total, dim))
+            self.add_module(name_b, layers(dim, total))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Kaiming-uniform ``A`` and zero ``B``, as LoRA does."""
         bound = self.embed_dim**-0.5
-        for layer in range(self.depth):
-            for projection in PROJECTIONS:
-                down, up = self.factors(layer, projection)
-                with torch.no_grad():
-                    down.uniform_(-bound, bound, generator=generator)
-                    up.zero_()
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.startswith("lora_A"):
+                    parameter.uniform_(-bound, bound, generator=generator)
+                else:
+                    parameter.zero_()
 
-    def factors(self, layer: int, projection: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """``A (K·h, D)`` and ``B (D, K·h)`` of one layer for projection ``"q"`` or ``"v"``."""
+    def factors(
+        self, layer: int, projection: str, lower: bool = False
+    ) -> tuple[nn.Parameter, nn.Parameter]:
+        """``A (K·h, D)`` and ``B (D, K·h)`` of one layer for projection ``"q"`` or ``"v"``.
+
+        A shared bank has ``h`` rows, respectively columns.  ``lower``: the factors of the steps to
+        a lower degree.
+
+        Raises:
+            BankError: ``lower``, but the bank inverts, so that it has no such factors.
+        """
+        if lower and self.header.inversion:
+            raise BankError("a bank with inversion=True has no factors of its own for steps down")
+        name_a, name_b = self.header.factor_names[lower]
         key = f"{layer}.{projection}"
-        return self.get_parameter(f"lora_A.{key}"), self.get_parameter(f"lora_B.{key}")
+        return self.get_parameter(f"{name_a}.{key}"), self.get_parameter(f"{name_b}.{key}")
 
     @property
     def num_groups(self) -> int:
@@ -135,16 +151,57 @@ class Bank(nn.Module):
     def layer_delta(
         self, layer: int, r_source: int, r_target: int, scaling: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``(ΔW_q, ΔW_v)`` of one layer, each ``(D, D)``; differentiable."""
+        """``(ΔW_q, ΔW_v)`` of one layer, each ``(D, D)``; differentiable.
+
+        Every factor of the layer gets a gradient, zero outside the groups between the degrees:
+        momentum decays alike for all of them, and DistributedDataParallel finds none unused.
+        """
+        (query_a, query_b), (value_a, value_b), factor = self._span(
+            layer, r_source, r_target, scaling
+        )
+        return factor * (query_b @ query_a), factor * (value_b @ value_a)
+
+    def layer_factors(
+        self, layer: int, r_source: int, r_target: int, scaling: float | None = None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """``A (n, D)`` and ``B (D, n)`` of query and value, with ``B A = ΔW``; differentiable."""
+        (query_a, query_b), (value_a, value_b), factor = self._span(
+            layer, r_source, r_target, scaling
+        )
+        return (query_a, factor * query_b), (value_a, factor * value_b)
+
+    def _span(
+        self, layer: int, r_source: int, r_target: int, scaling: float | None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], float]:
+        """What lies between two degrees: factors of query and value, and the factor on them."""
         self.check_degree(r_source, "r_source")
         self.check_degree(r_target, "r_target")
-        low, high = sorted((r_source, r_target))
-        groups = slice(low * self.rank, high * self.rank)
         factor = self.scaling if scaling is None else scaling
-        sign = 1.0 if r_target >= r_source else -1.0
-        pairs = (self.factors(layer, projection) for projection in PROJECTIONS)
-        query, value = (sign * factor * (up[:, groups] @ down[groups]) for down, up in pairs)
-        return query, value
+        if self.header.inversion and r_target < r_source:
+            r_source, r_target, factor = r_target, r_source, -factor
+        query, value = (self._between(layer, p, r_source, r_target) for p in PROJECTIONS)
+        return query, value, factor
+
+    def _between(
+        self, layer: int, projection: str, r_source: int, r_target: int
+    ) -> tuple[Tensor, Tensor]:
+        """``A`` and ``B`` of the groups between two degrees; those of an inverting bank go up."""
+        down, up = self.factors(layer, projection)
+        groups = self._groups(r_source, r_target)
+        if self.header.inversion:
+            return down[groups], up[:, groups]
+        lower_down, lower_up = self.factors(layer, projection, lower=True)
+        lower = self._groups(r_target, r_source)
+        return (
+            torch.cat([down[groups], lower_down[lower]]),
+            torch.cat([up[:, groups], lower_up[:, lower]], dim=1),
+        )
+
+    def _groups(self, low: int, high: int) -> slice:
+        """Rows of ``A`` from degree ``low`` to ``high``; none unless ``low < high``."""
+        if self.header.shared:
+            return slice(0, self.rank if low < high else 0)
+        return slice(low * self.rank, max(low, high) * self.rank)
 
     @torch.no_grad()
     def delta(
@@ -170,10 +227,8 @@ class Bank(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the bank and its header as safetensors; written beside itself first."""
-        header = {"format_version": FORMAT_VERSION, **vars(self.header)}
-        header["provenance"] = dict(self.provenance)
         state = {key: value.detach().cpu() for key, value in self.state_dict().items()}
-        write_safetensors(Path(path), state, {"tocom_bank": json.dumps(header)})
+        write_safetensors(Path(path), state, {"tocom_bank": write_header(self.header)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Bank":
@@ -215,24 +270,20 @@ class Bank(nn.Module):
         Raises:
             BankError: not such a checkpoint, or rows that ``num_groups`` does not divide.
         """
-        from tocom_core.reference_bank import read_reference_factors
+        from tocom_core.reference_bank import read_reference_state
 
-        factors = read_reference_factors(Path(path), num_groups)
-        total, dim = factors[0, "q"][0].shape
+        state = read_reference_state(Path(path), num_groups)
+        total, dim = state["lora_A.0.q"].shape
         header = BankHeader(
             arch="",
             embed_dim=dim,
-            depth=len(factors) // len(PROJECTIONS),
+            depth=len(state) // (2 * len(PROJECTIONS)),
             num_groups=num_groups,
             rank=total // num_groups,
             scaling=scaling,
             provenance={"source": "research checkpoint", "file": Path(path).name},
         )
         bank = cls(header)
-        state = {}
-        for (layer, projection), (down, up) in factors.items():
-            state[f"lora_A.{layer}.{projection}"] = down
-            state[f"lora_B.{layer}.{projection}"] = up
         bank._fill(state, path)
         return bank
 

@@ -1,33 +1,44 @@
-"""Train a bank by self-distillation (Token Compensator, ECCV 2024, Algorithm 1).
+"""``tocom train``: a bank by self-distillation (Token Compensator, ECCV 2024, Algorithm 1).
 
-The backbone is frozen.  Each step draws two degrees ``m ≠ n``; the backbone at ``r=m`` teaches the
-same backbone at ``r=n`` with ``ΔW(m → n)`` added to its query and value weights.  Only the bank
-learns, and no label is needed.
+What is learned from is in ``self_distillation``, what it is judged by in ``pair_grid``, how it is
+trained in ``training``; here an options record becomes a bank file and a report.
 """
 
 import json
 import logging
-import random
+import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from timm.data import Mixup
+from torch import nn
 
 from tocom_core.bank import Bank
 from tocom_core.bank_header import BankHeader
 from tocom_core.compressed_vit import CompressedViT
-from tocom_core.data import TrainingImages, augmentation, evaluation_batches
-from tocom_core.errors import DataError, TocomError
-from tocom_core.evaluation import kl_divergence
+from tocom_core.data import TrainingImages, augmentation
+from tocom_core.distributed import World, joined_world
+from tocom_core.errors import BankError, DataError, DivergedError, TocomError
 from tocom_core.models import LoadedModel, load_model, pick_device
 from tocom_core.options import command_line, option, parse_options
+from tocom_core.pair_grid import PairGrid, as_markdown, grid_of_pairs
 from tocom_core.schedule import Method
-from tocom_core.sources import ImageSource, SubsetSource, open_source
-from tocom_core.training import LoopOptions, TrainingLoop
+from tocom_core.self_distillation import (
+    Classification,
+    CompensatedViT,
+    Distance,
+    LossName,
+    PairSampler,
+    SelfDistillation,
+    feature_distance,
+    soft_target_divergence,
+)
+from tocom_core.sources import ImageSource, SubsetSource, open_pool
+from tocom_core.training import LoopOptions, RunReport, TrainingLoop
 
 logger = logging.getLogger(__name__)
 
@@ -36,135 +47,151 @@ logger = logging.getLogger(__name__)
 class DistillOptions(LoopOptions):
     """Options of ``tocom train``."""
 
-    data: str = option(help="folder of images, parquet, or hub:owner/name; labels are not used")
+    data: tuple[str, ...] = option(
+        help="folders of images, parquet files, WebDataset shards (train-{000..010}.tar), "
+        "hub:owner/name; PLACE@2000 takes at most 2000 of a place; several make one pool; labels "
+        "are not used"
+    )
     split: str | None = option(None, help="only parquet files whose name holds this")
     image_column: str = option("image", help="parquet column of the images")
+    label_column: str = option("label", help="parquet column of the labels (cross-entropy only)")
     model: str = option(help="the backbone: a timm name or a checkpoint")
     architecture: str | None = option(None, help="timm name, for a checkpoint that does not say it")
+    init_bank: Path | None = option(None, help="a bank to go on from, instead of an untrained one")
     num_groups: int = option(16, help="K, the highest degree that is compensated")
     rank: int = option(2, help="h, rank of each group")
+    shared: bool = option(False, help="one group for all pairs instead of K (ablation)")
+    inversion: bool = option(True, help="off: a second set of groups for lower degrees (ablation)")
     scaling: float = option(0.1, help="s, the factor on every delta")
     method: Method = option("merge", help="how tokens are removed")
     prop_attn: bool = option(True, help="proportional attention")
+    loss: LossName = option(
+        "auto",
+        help="auto: kl to soft targets, l1 between final features for a backbone without a head; "
+        "cross-entropy needs labels (ablation)",
+    )
     temperature: float = option(1.0, help="of the soft targets")
-    lr: float = option(4e-3, help="peak learning rate of AdamW")
-    val_images: int = option(512, help="images held out for the validation loss; 0 for none")
-    min_scale: float = option(0.5, help="smallest area of a random crop")
-    color_jitter: float = option(0.2, help="strength of colour jitter")
-
-
-class CompensatedViT(nn.Module):
-    """A frozen model whose query and value weights get a bank's deltas, differentiably.
-
-    Serving folds the deltas into the live weights (``WeightMerger``); training must not touch them,
-    so here each forward pass is given its own sum.
-
-    Args:
-        model: the frozen backbone.
-        bank: what learns.
-    """
-
-    def __init__(self, model: CompressedViT, bank: Bank) -> None:
-        super().__init__()
-        self.model = model.requires_grad_(False)
-        self.bank = bank
-
-    def forward(self, images: Tensor, r_source: int, r_target: int) -> Tensor:
-        """Logits ``(B, C)`` at ``r_target`` with ``ΔW(r_source → r_target)``."""
-        dim = self.model.embed_dim
-        weights = {}
-        for layer in range(self.bank.depth):
-            name = f"vit.blocks.{layer}.attn.qkv.weight"
-            pristine = self.model.get_parameter(name)
-            with torch.autocast(pristine.device.type, enabled=False):  # as serving merges them
-                query, value = self.bank.layer_delta(layer, r_source, r_target)
-            zero = torch.zeros_like(pristine[dim : 2 * dim])
-            weights[name] = pristine + torch.cat([query, zero, value])
-        logits: Tensor = functional_call(self.model, weights, (images, r_target))
-        return logits
-
-
-class SelfDistillation:
-    """The loss of one step of Algorithm 1.
-
-    Args:
-        student: the backbone with the bank.
-        loaded: for normalisation.
-        temperature: of the soft targets.
-    """
-
-    def __init__(self, student: CompensatedViT, loaded: LoadedModel, temperature: float) -> None:
-        self._student, self._loaded, self._temperature = student, loaded, temperature
-
-    def __call__(
-        self, step: int, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Mapping[str, float]]:
-        """Draw ``m ≠ n`` (the loop has seeded the generators) and compare."""
-        r_source, r_target = random.sample(range(self._student.bank.num_groups + 1), 2)
-        images = self._loaded.normalize(images)
-        with torch.no_grad():
-            teacher = self._student.model(images, r_source)
-        student = self._student(images, r_source, r_target)
-        loss = soft_target_loss(teacher.float(), student.float(), self._temperature)
-        return loss, {"r_source": r_source, "r_target": r_target}
-
-
-def soft_target_loss(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean over images of ``T² · KL(softmax(teacher/T) ‖ softmax(student/T))``; scalar."""
-    scaled = kl_divergence(teacher / temperature, student / temperature)
-    return temperature**2 * scaled.mean()
+    anchor_share: float = option(
+        0.5, help="share of the pairs that start at the model's own degree; 0: all are uniform"
+    )
+    batch_size: int = option(16, help="images per forward pass and process")
+    accumulate: int = option(
+        2, help="forward passes, each with a pair of degrees of its own, that make one step"
+    )
+    lr: float = option(2e-3, help="peak learning rate of AdamW")
+    adapter_dropout: float = option(0.0, help="dropout between A and B")
+    drop_path: float = option(0.0, help="stochastic depth of the student")
+    min_scale: float = option(0.35, help="smallest area of a random crop")
+    color_jitter: float = option(0.4, help="strength of colour jitter")
+    auto_augment: str | None = option(None, help="timm policy, such as rand-m9-mstd0.5-inc1")
+    erasing: float = option(0.0, help="probability of random erasing")
+    mixup: float = option(0.0, help="mixup alpha")
+    cutmix: float = option(0.0, help="cutmix alpha")
+    val_images: int = option(256, help="images held out for the validation; 0 for none")
 
 
 def train_bank(options: DistillOptions, command: str = "") -> Path:
-    """Train, and write ``bank.safetensors`` into the output folder.
+    """Train, and write ``bank.safetensors``, ``train.json`` and ``report.md`` into the output.
+
+    Under ``torchrun`` every process calls this; the first one writes.
 
     Returns:
         the bank's file.
 
     Raises:
         DataError, CheckpointError, BankError, UnsupportedModelError, TrainingError: with how to
-        mend it.
+        mend it.  When a run diverges, the best bank so far is left in ``best.safetensors``.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
-    loaded = load_model(options.model, architecture=options.architecture)
-    if loaded.vit.num_classes < 1:
-        raise DataError(f"{options.model} has no classifier to distil; give a fine-tuned model")
     device = pick_device(options.device)
-    model = CompressedViT(loaded.vit.to(device), options.method, options.prop_attn).eval()
-    bank = Bank(_header(options, loaded, model))
-    bank.reset_parameters(torch.Generator().manual_seed(options.seed))
-    bank.to(device)
-    student = CompensatedViT(model, bank)
-    training, held_out = _split(options)
-    validation = _Validation(student, loaded, held_out) if held_out else None
-    objective = SelfDistillation(student, loaded, options.temperature)
-    transform = augmentation(
-        loaded.input_size,
-        loaded.transform_info["interpolation"],
-        options.min_scale,
-        options.color_jitter,
-    )
-    images = TrainingImages(training, transform, options.seed)
-    TrainingLoop(bank, images, options, objective, validation).run()
-
-    figures = validation() if validation else {}
-    recipe = {k: str(v) for k, v in asdict(options).items() if k not in ("output", "data", "model")}
-    provenance = {"command": command, "images": len(training), "recipe": recipe, **figures}
-    bank.header = _header(options, loaded, model, provenance)
-    path = options.output / "bank.safetensors"
-    bank.save(path)
-    (options.output / "train.json").write_text(json.dumps(provenance, indent=2) + "\n")
-    return path
+    with joined_world(device) as world:
+        return _Run(options, world, world.device(device), command).run()
 
 
-def _header(
-    options: DistillOptions,
-    loaded: LoadedModel,
-    model: CompressedViT,
-    provenance: Mapping[str, object] | None = None,
-) -> BankHeader:
-    return BankHeader(
+class _Run:
+    """One training of a bank, from options to files."""
+
+    def __init__(
+        self, options: DistillOptions, world: World, device: torch.device, command: str
+    ) -> None:
+        self._options, self._world, self._command = options, world, command
+        self._loaded = load_model(options.model, architecture=options.architecture)
+        loaded = self._loaded
+        vit = loaded.vit.to(device)
+        model = CompressedViT(vit, options.method, options.prop_attn)
+        self._bank = _new_bank(options, loaded, model).to(device)
+        student = CompensatedViT(model, self._bank, options.adapter_dropout, options.drop_path)
+        training, held_out = _split(options)
+        if options.loss == "cross-entropy":
+            _check_labels(training, loaded)
+        distance = _distance(options, loaded)
+        anchor = min(loaded.r_source, options.num_groups)
+        grid = grid_of_pairs(options.num_groups, anchor)
+        self._grid = (
+            PairGrid(student, loaded, held_out, distance, grid, options.batch_size, options.amp)
+            if held_out
+            else None
+        )
+        images = TrainingImages(training, _transform(options, loaded), options.seed)
+        self._loop = TrainingLoop(
+            self._bank,
+            _objective(options, loaded, student, distance, anchor),
+            images,
+            options,
+            self._grid,
+            "score" if self._grid else None,
+            world,
+        )
+        self._images = len(images)
+
+    def run(self) -> Path:
+        """Train and write."""
+        folder = self._options.output
+        try:
+            report = self._loop.run()
+        except DivergedError:
+            if self._loop.take_best() and self._world.is_main:
+                self._save(folder / "best.safetensors", {"interrupted": True})
+                logger.error("the best bank so far is in %s", folder / "best.safetensors")
+            raise
+        path = folder / "bank.safetensors"
+        if self._world.is_main:
+            figures = self._grid() if self._grid else {}
+            if figures.get("score", 0.0) >= 1.0:
+                logger.warning(
+                    "the validation score is %.3f: this bank is worse than no bank; train longer, "
+                    "or with a lower --lr (now %g)",
+                    *(figures["score"], self._options.lr),
+                )
+            self._save(path, figures)
+            text = _report(self._options, self._loop, report, figures, self._grid)
+            (folder / "report.md").write_text(text)
+            logger.info("%s", text)
+        self._world.wait()
+        return path
+
+    def _save(self, path: Path, figures: Mapping[str, Any]) -> None:
+        """Write the bank with what it was made of and how."""
+        options = self._options
+        left_out = ("output", "data", "model", "init_bank", "resume", "device", "workers")
+        recipe = {k: str(v) for k, v in asdict(options).items() if k not in left_out}
+        provenance = {
+            "command": self._command,
+            "images": self._images,
+            "steps": self._loop.steps,
+            "recipe": recipe,
+            **figures,
+        }
+        header = {**vars(self._bank.header), "provenance": provenance}
+        self._bank.header = BankHeader(**header)
+        self._bank.save(path)
+        (path.parent / "train.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+def _new_bank(options: DistillOptions, loaded: LoadedModel, model: CompressedViT) -> Bank:
+    """An untrained bank for the model, or the one to go on from."""
+    header = BankHeader(
         arch=loaded.architecture,
         embed_dim=model.embed_dim,
         depth=model.depth,
@@ -174,45 +201,86 @@ def _header(
         method=options.method,
         prop_attn=options.prop_attn,
         backbone_digest=loaded.digest,
-        provenance=dict(provenance or {}),
+        shared=options.shared,
+        inversion=options.inversion,
     )
+    if options.init_bank is None:
+        bank = Bank(header)
+        bank.reset_parameters(torch.Generator().manual_seed(options.seed))
+        return bank
+    bank = Bank.load(options.init_bank)
+    fields = [
+        "embed_dim",
+        "depth",
+        "num_groups",
+        "rank",
+        "scaling",
+        "method",
+        "prop_attn",
+        "shared",
+        "inversion",
+    ]
+    wrong = [
+        f"{name}: {getattr(bank.header, name)} there, {getattr(header, name)} here"
+        for name in fields
+        if getattr(bank.header, name) != getattr(header, name)
+    ]
+    if wrong:
+        raise BankError(
+            f"{options.init_bank} cannot be gone on from with this model and these options "
+            f"({'; '.join(wrong)}); give the options it was made with, or start without it"
+        )
+    bank.header = header
+    return bank
 
 
-class _Validation:
-    """Mean KL to the uncompressed model over fixed images and degrees, with and without the bank.
+def _distance(options: DistillOptions, loaded: LoadedModel) -> Distance:
+    """What the student is measured by."""
+    headless = loaded.vit.num_classes < 1
+    if headless and options.loss in ("kl", "cross-entropy"):
+        raise DataError(
+            f"{options.model} has no classifier, so --loss {options.loss} means nothing; use "
+            "--loss l1, or give a fine-tuned model"
+        )
+    if options.loss == "l1" or (headless and options.loss == "auto"):
+        return feature_distance
+    return soft_target_divergence(options.temperature)
 
-    The loss of random pairs is far too noisy to judge a run by; this is not.
-    """
 
-    def __init__(self, student: CompensatedViT, loaded: LoadedModel, source: ImageSource) -> None:
-        self._student, self._loaded, self._source = student, loaded, source
-        groups = student.bank.num_groups
-        self._degrees = sorted({max(1, groups * quarter // 4) for quarter in (1, 2, 3, 4)})
-        self._plain: dict[str, float] = {}
+def _objective(
+    options: DistillOptions,
+    loaded: LoadedModel,
+    student: CompensatedViT,
+    distance: Distance,
+    anchor: int,
+) -> nn.Module:
+    """What a step minimises."""
+    pairs = PairSampler(options.num_groups, anchor, options.anchor_share)
+    mixup = None
+    if options.mixup or options.cutmix:
+        classes = max(1, loaded.vit.num_classes)
+        mixup = Mixup(options.mixup, options.cutmix, label_smoothing=0.0, num_classes=classes)
+    if options.loss == "cross-entropy":
+        return Classification(student, loaded.normalize, pairs, mixup)
+    return SelfDistillation(student, loaded.normalize, pairs, distance, mixup)
 
-    @torch.no_grad()
-    def __call__(self) -> dict[str, float]:
-        if not self._plain:
-            self._plain = {f"plain_kl_r{r}": self._mean_kl(r, False) for r in self._degrees}
-        figures = {f"kl_r{r}": self._mean_kl(r, True) for r in self._degrees}
-        mean = sum(figures.values()) / len(figures)
-        plain = sum(self._plain.values()) / len(self._plain)
-        return {"kl": mean, "plain_kl": plain, **figures, **self._plain}
 
-    def _mean_kl(self, r: int, with_bank: bool) -> float:
-        device = next(self._student.parameters()).device
-        distances = []
-        for images, _ in evaluation_batches(self._source, self._loaded.transform, 64):
-            x = self._loaded.normalize(images.to(device))
-            reference = self._student.model(x, 0)
-            logits = self._student(x, 0, r) if with_bank else self._student.model(x, r)
-            distances.append(kl_divergence(reference.float(), logits.float()))
-        return float(torch.cat(distances).mean())
+def _transform(options: DistillOptions, loaded: LoadedModel) -> Any:
+    return augmentation(
+        loaded.input_size,
+        loaded.transform_info["interpolation"],
+        options.min_scale,
+        options.color_jitter,
+        options.auto_augment,
+        options.erasing,
+        loaded.mean,
+        loaded.std,
+    )
 
 
 def _split(options: DistillOptions) -> tuple[ImageSource, ImageSource | None]:
     """Hold out evenly spread images for validation."""
-    source = open_source(options.data, options.split, options.image_column)
+    source = open_pool(options.data, options.split, options.image_column, options.label_column)
     if not options.val_images:
         return source, None
     if options.val_images >= len(source) // 2:
@@ -223,6 +291,49 @@ def _split(options: DistillOptions) -> tuple[ImageSource, ImageSource | None]:
     held_out = set(torch.linspace(0, len(source) - 1, options.val_images).long().tolist())
     rest = [index for index in range(len(source)) if index not in held_out]
     return SubsetSource(source, rest), SubsetSource(source, sorted(held_out))
+
+
+def _check_labels(source: ImageSource, loaded: LoadedModel) -> None:
+    """Cross-entropy needs a label of the model's for every image."""
+    classes = loaded.vit.num_classes
+    for index in range(len(source)):
+        label = source.label(index)
+        if label is None or label >= classes:
+            raise DataError(
+                f"image {index} has the label {label}, but --loss cross-entropy needs one of the "
+                f"model's {classes} classes; use --loss kl, which needs no labels"
+            )
+
+
+def _report(
+    options: DistillOptions,
+    loop: TrainingLoop,
+    report: RunReport,
+    figures: Mapping[str, float],
+    grid: PairGrid | None,
+) -> str:
+    """The end of a run, for people."""
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    lines = [
+        f"# Bank for {options.model}",
+        "",
+        f"- {report.steps} steps of {loop.images_per_step} images, {report.seconds / 60:.1f} min "
+        "in the last part of the run",
+        f"- peak learning rate {loop.peak_lr:g}; most memory of one process {peak / 2**20:.2f} GiB",
+        f"- unreadable images passed over: {report.skipped}",
+    ]
+    if grid is not None:
+        kept = "last" if report.best_step is None else f"best, of step {report.best_step},"
+        lines += [
+            f"- the {kept} weights were kept; score {figures['score']:.3f} (1: no bank) over the "
+            f"grid below, {grid.count} held-out images",
+            "",
+            as_markdown(figures, grid.pairs),
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,8 @@
     ├── ScheduleError              an ``r`` that is no valid schedule for this model
     ├── DeviceError                a device that this machine does not have
     ├── DataError                  a data set that cannot be found or read
-    └── TrainingError              a run that cannot go on (diverged, wrong resume)
+    └── TrainingError              a run that cannot go on (wrong resume, contradicting options)
+        └── DivergedError          its loss or its gradients are not finite any more
 
 Each message names the value that was wrong, what was expected, and how to mend it.
 """
@@ -50,9 +51,13 @@ class TrainingError(TocomError):
     """A training run cannot go on; what was learned so far is kept in its last checkpoint."""
 
 
+class DivergedError(TrainingError):
+    """Loss or gradients are not finite any more; what was learned before is in the checkpoint."""
+
+
 class BankMismatchWarning(UserWarning):
     """The bank was trained on another backbone than the one it is used with."""
 
 
 class DataWarning(UserWarning):
-    """An image could not be read and was replaced by the next one; the message names it."""
+    """Something in a data set is bad and was passed over; the message names it."""

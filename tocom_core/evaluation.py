@@ -1,24 +1,27 @@
-"""How accurate a model is at a degree, and how close to its uncompressed self."""
+"""How accurate a model is at a degree, how close to its uncompressed self, and how fast.
 
-import json
+The reference, to which losses, agreement and KL are counted, is the model with its own weights at
+its own degree ``r_source``: for a model fine-tuned without compression that is the uncompressed
+model.  What it would do at a degree it was not tuned for is no truth to be close to.
+"""
+
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
+from tocom_core.accuracy_report import as_markdown, write_report
+from tocom_core.accuracy_rows import accuracy_rows
 from tocom_core.bank import Bank
+from tocom_core.bootstrap import Interval, paired_bootstrap
 from tocom_core.compressed_vit import CompressedViT
-from tocom_core.data import evaluation_batches
-from tocom_core.errors import DataError, TocomError
-from tocom_core.merger import WeightMerger
+from tocom_core.errors import BankError, CheckpointError, DataError, TocomError
+from tocom_core.evaluation_images import ImagePlace, JudgingImages, open_images, validation_images
+from tocom_core.image_figures import kl_divergence, top1
 from tocom_core.models import (
     LoadedModel,
     default_model_path,
@@ -28,73 +31,26 @@ from tocom_core.models import (
     store_evaluation,
 )
 from tocom_core.options import option, parse_options
-from tocom_core.schedule import arithmetic_ratio
-from tocom_core.sources import ImageSource, open_source
+from tocom_core.predictions import Variant, VariantRunner, predict
+from tocom_core.scaling_search import Pair, parse_scalings, search_scaling
+from tocom_core.schedule import arithmetic_ratio, count_macs
+from tocom_core.throughput import device_name, measure_speed, noise
 
+__all__ = [
+    "EvaluateOptions",
+    "Interval",
+    "as_markdown",
+    "evaluate",
+    "kl_divergence",
+    "paired_bootstrap",
+    "predict",
+    "top1",
+]
 
-@torch.inference_mode()
-def predict(
-    model: CompressedViT,
-    loaded: LoadedModel,
-    source: ImageSource,
-    r: int | Sequence[int] = 0,
-    batch_size: int = 64,
-) -> tuple[Tensor, Tensor]:
-    """Logits of all images of a data set at one degree.
+logger = logging.getLogger(__name__)
 
-    Returns:
-        ``(N, C)`` float32 logits and ``(N,)`` int64 labels (-1 where there is none), on the CPU.
-    """
-    device = next(model.parameters()).device
-    model.eval()
-    logits, labels = [], []
-    for images, targets in evaluation_batches(source, loaded.transform, batch_size):
-        dtype = next(model.parameters()).dtype
-        out = model(loaded.normalize(images.to(device), dtype), r)
-        logits.append(out.float().cpu())
-        labels.append(targets)
-    return torch.cat(logits), torch.cat(labels)
-
-
-def top1(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose highest logit is the right class."""
-    return float((logits.argmax(dim=-1) == labels).float().mean())
-
-
-def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """``KL(reference ‖ logits)`` of each image's classes: ``(N, C)`` to ``(N,)``, in nats."""
-    log_p, log_q = reference.log_softmax(dim=-1), logits.log_softmax(dim=-1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def as_list(self) -> list[float]:
-        """``[mean, low, high]``, for JSON."""
-        return [self.mean, self.low, self.high]
-
-
-def paired_bootstrap(difference: Tensor, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of per-image differences with its percentile interval over resampled images.
-
-    Args:
-        difference: ``(N,)`` figure of one variant minus that of the other, image by image.
-        resamples: bootstrap samples.
-        seed: of the resampling.
-    """
-    values = difference.double().numpy()
-    generator = np.random.default_rng(seed)
-    means = np.array(
-        [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+OF_ONE_MACHINE = ("images_per_s", "speedup")
+"""Figures that do not travel in a model's header."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,19 +60,41 @@ class EvaluateOptions:
     model: str = option("default", help="default, a timm name, or a checkpoint")
     architecture: str | None = option(None, help="timm name, for a checkpoint that does not say it")
     bank: str = option("auto", help="a bank file, none, or auto: the one beside the model")
-    data: str = option(help="labelled images: folder, parquet, or hub:owner/name")
-    split: str | None = option("test", help="only parquet files whose name holds this")
+    data: str = option(help="images, labelled or not: folder, parquet, or hub:owner/name")
+    split: str | None = option(
+        "test", help="parquet files with this word in their path, or the sub-folder of this name"
+    )
     image_column: str = option("image", help="parquet column of the images")
     label_column: str = option("label", help="parquet column of the class indices")
+    skip_unreadable: bool = option(
+        False, help="count images that cannot be read and leave them out, instead of stopping"
+    )
+    r_source: tuple[int, ...] | None = option(
+        None, help="degrees the model counts as fine-tuned at; default: what its file says"
+    )
     r_target: tuple[int, ...] = option((0, 4, 8, 12, 16), help="degrees to evaluate")
-    scaling: float | None = option(None, help="factor on the deltas; default: the bank's own")
+    scaling: tuple[str, ...] | None = option(
+        None,
+        help="factors on the bank's deltas, or search for the paper's; of several the best on "
+        "validation images is taken; default: the bank's own",
+    )
+    scaling_per_degree: bool = option(False, help="choose a scaling for each degree, not one")
+    val_data: str | None = option(None, help="images to choose the scaling on; default: as --data")
+    val_split: str | None = option(
+        None, help="part of them, as --split; default: val, valid, validation or train"
+    )
+    val_images: int = option(1000, help="at most so many of them, at random; 0 is all")
     prop_attn: bool | None = option(
         None, help="proportional attention; default: as the bank was trained, or on"
     )
     batch_size: int = option(64, help="images per forward pass")
+    throughput_batch: int = option(32, help="images per forward pass when speed is measured")
+    throughput_seconds: float = option(2.0, help="time spent on each degree's speed; 0: none")
     device: str = option("auto", help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
     threads: int = option(0, help="CPU threads; 0 leaves it to PyTorch")
-    output: Path | None = option(None, help="also write evaluation.json into this folder")
+    output: Path | None = option(
+        None, help="also write evaluation.json, .csv, .md and plots into this folder"
+    )
     store: bool = option(False, help="write the table into the model file's header for the server")
 
 
@@ -124,88 +102,175 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """Accuracy at each degree, without and with the bank, on the same images.
 
     Returns:
-        a table: ``rows`` with ``r``, ``bank``, ``top1``, ``top5``, ``agreement`` with the model at
-        its own degree, mean ``kl`` to it, ``arithmetic_ratio``; rows with the bank also have
-        ``gain`` in top-1 and ``kl_change`` over plain merging, each ``[mean, low, high]`` (95 %,
-        paired bootstrap over images).
+        a table that is plain JSON: ``rows`` as in ``accuracy_rows`` with, for each degree,
+        ``gflops`` (2 per multiply-add, one image), ``arithmetic_ratio`` (to r=0) and, if timed,
+        ``images_per_s`` and ``speedup`` (to r=0; median and quartiles); around them what was
+        evaluated (``model``, ``bank``, ``data``, ``images``, ``skipped_images``, ``labelled``, …),
+        ``scaling_search`` and ``throughput`` (each ``None`` if there was none) and ``notes``.
+
+    Raises:
+        DataError, CheckpointError, BankError, DeviceError, ScheduleError: with how to mend it.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
+    subject = _prepare(options)
+    pairs = _pairs(options, subject.loaded)
+    costs = {r: _arithmetic(subject.runner.model, r) for _, r in pairs}
+    chosen, search = _choose_scaling(subject, pairs, options)
+    shown = [Variant(*pair, s) for pair in pairs for s in (None, chosen.get(pair))]
+    shown = list(dict.fromkeys(shown))  # where the bank does not reach, plain merging alone
+    references = [Variant(r_source, r_source) for r_source, _ in pairs]
+    variants = list(dict.fromkeys([*shown, *references]))
+    figures = subject.runner.figures(subject.images.source, variants)
+    images = len(figures[shown[0]])
+    timing, notes = _time(subject, costs, options)
+    return {
+        **_facts(subject, options),
+        "images": images,
+        "skipped_images": len(subject.images.source) - images,
+        "rows": accuracy_rows(shown, figures, costs, labelled=subject.images.labelled),
+        "scaling_search": search,
+        "throughput": timing,
+        "notes": notes,
+    }
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated."""
+
+    loaded: LoadedModel
+    bank: Bank | None
+    bank_name: str
+    images: JudgingImages
+    runner: VariantRunner
+
+
+def _prepare(options: EvaluateOptions) -> _Subject:
+    """Load everything, so that what does not fit together is told before the first image."""
     loaded = load_model(options.model, architecture=options.architecture)
-    source = open_source(options.data, options.split, options.image_column, options.label_column)
+    if not loaded.vit.num_classes:
+        raise CheckpointError(f"{loaded.name} has no classifier; evaluate a model with a head")
+    place = ImagePlace(options.data, options.split, options.image_column, options.label_column)
+    images = open_images(place, loaded)
+    if not images.labelled:
+        logger.info("%s has no labels: agreement and KL are reported, accuracy is not", place)
     path = find_bank(options.model, options.bank)
     bank = None if path is None else Bank.load(path)
-    method = bank.method if bank else "merge"
     prop_attn = options.prop_attn
     if prop_attn is None:
         prop_attn = bank.prop_attn if bank else True
-    device = pick_device(options.device)
-    model = CompressedViT(loaded.vit.to(device), method, prop_attn)
-    merger = bank and WeightMerger(
-        model, bank, loaded.r_source, options.scaling, trained_from=loaded.trained_from
+    vit = loaded.vit.to(pick_device(options.device))
+    model = CompressedViT(vit, bank.method if bank else "merge", prop_attn)
+    runner = VariantRunner(model, loaded, bank, options.batch_size, options.skip_unreadable)
+    return _Subject(loaded, bank, "" if path is None else _short(path), images, runner)
+
+
+def _facts(subject: _Subject, options: EvaluateOptions) -> dict[str, Any]:
+    """What was evaluated, for the table."""
+    loaded, bank, model = subject.loaded, subject.bank, subject.runner.model
+    return {
+        "model": loaded.name,
+        "architecture": loaded.architecture,
+        "digest": loaded.digest,
+        "r_source": loaded.r_source,
+        "bank": None if bank is None else _bank_facts(bank, subject.bank_name),
+        "method": model.method,
+        "prop_attn": model.prop_attn,
+        "data": subject.images.place.short,
+        "split": options.split,
+        "labelled": subject.images.labelled,
+    }
+
+
+def _short(path: Path) -> str:
+    """What tells a file from others: its folder's name, if its own is that of all."""
+    return path.absolute().parent.name if path.stem == "bank" else path.stem
+
+
+def _bank_facts(bank: Bank, name: str) -> dict[str, Any]:
+    sizes = {"num_groups": bank.num_groups, "rank": bank.rank, "scaling": bank.scaling}
+    return {"name": name, "digest": bank.digest, **sizes}
+
+
+def _pairs(options: EvaluateOptions, loaded: LoadedModel) -> list[Pair]:
+    sources = options.r_source or (loaded.r_source,)
+    return list(dict.fromkeys((own, r) for own in sources for r in options.r_target))
+
+
+def _arithmetic(model: CompressedViT, r: int) -> dict[str, Any]:
+    macs = count_macs(model.shape, r, model.method)
+    return {"gflops": 2 * macs / 1e9, "arithmetic_ratio": arithmetic_ratio(model, r)}
+
+
+def _choose_scaling(
+    subject: _Subject, pairs: Sequence[Pair], options: EvaluateOptions
+) -> tuple[Mapping[Pair, float], dict[str, Any] | None]:
+    """The scaling of each pair that the bank reaches, and how it was found if it was searched."""
+    bank = subject.bank
+    if bank is None:
+        return {}, None
+    scalings = parse_scalings(options.scaling, bank.scaling)
+    reached = [pair for pair in pairs if pair[1] <= bank.num_groups]
+    if len(scalings) == 1:
+        return dict.fromkeys(reached, scalings[0]), None
+    place = replace(
+        subject.images.place,
+        data=options.val_data or options.data,
+        split=options.val_split,
+        need_split=options.val_split is not None,
     )
-    run = partial(predict, model, loaded, source, batch_size=options.batch_size)
-    reference, labels = run(loaded.r_source)
-    if (labels < 0).any():
-        raise DataError("evaluation needs a label for every image; name the label column")
-    rows = []
-    for r in tqdm(options.r_target, unit="degree"):
-        plain = reference if r == loaded.r_source else run(r)[0]
-        row: dict[str, Any] = {
-            "r": r,
-            "bank": False,
-            "arithmetic_ratio": arithmetic_ratio(model, r),
-        }
-        rows.append({**row, **_figures(plain, reference, labels)})
-        if merger and r <= merger.num_groups:
-            merger.set_target(r)
-            served = run(r)[0] if r != loaded.r_source else reference
-            merger.set_target(loaded.r_source)
-            compared = _comparison(served, plain, reference, labels)
-            rows.append({**row, "bank": True, **_figures(served, reference, labels), **compared})
-    return {"model": loaded.name, "images": len(labels), "r_source": loaded.r_source, "rows": rows}
+    validation = validation_images(place, subject.images, subject.loaded, options.val_images)
+    per_degree = options.scaling_per_degree
+    search = search_scaling(subject.runner, validation, reached, scalings, per_degree=per_degree)
+    told = {"data": str(validation.place), "images": search.images, "rows": search.rows}
+    return search.chosen, told
 
 
-def _figures(logits: Tensor, reference: Tensor, labels: Tensor) -> dict[str, float]:
-    top5 = logits.topk(min(5, logits.shape[1]), dim=-1).indices
-    return {
-        "top1": top1(logits, labels),
-        "top5": float((top5 == labels.unsqueeze(1)).any(dim=1).float().mean()),
-        "agreement": float((logits.argmax(-1) == reference.argmax(-1)).float().mean()),
-        "kl": float(kl_divergence(reference, logits).mean()),
+def _time(
+    subject: _Subject, costs: Mapping[int, dict[str, Any]], options: EvaluateOptions
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Add each degree's speed to its costs; how that was measured, and what to think of it."""
+    if options.throughput_seconds <= 0:
+        return None, []
+    model, batch = subject.runner.model, options.throughput_batch
+    size = subject.loaded.input_size
+    speed = measure_speed(model, list(costs), size, batch, options.throughput_seconds)
+    for r, cost in costs.items():
+        cost["images_per_s"] = speed[r].images_per_s.as_list()
+        cost["speedup"] = speed[r].speedup.as_list()
+    told = {
+        "batch": batch,
+        "seconds_per_degree": options.throughput_seconds,
+        "device": device_name(next(model.parameters()).device),
+        "torch": str(torch.__version__),
     }
+    warning = noise(speed)
+    return told, [] if warning is None else [warning]
 
 
-def _comparison(
-    served: Tensor, plain: Tensor, reference: Tensor, labels: Tensor
-) -> dict[str, list[float]]:
-    """Gain of the bank over plain merging, image by image."""
-    right, plain_right = served.argmax(-1) == labels, plain.argmax(-1) == labels
-    change = kl_divergence(reference, served) - kl_divergence(reference, plain)
-    return {
-        "gain": paired_bootstrap(right.double() - plain_right.double()).as_list(),
-        "kl_change": paired_bootstrap(change).as_list(),
-    }
+def stored_table(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a table travels in the model's header: its own degree's rows, no machine's speed.
 
-
-def as_markdown(table: Mapping[str, Any]) -> str:
-    """The table for people: one line per degree, plain merging beside the bank."""
-    lines = [
-        "| r | arithmetic | top-1 plain | top-1 bank | gain (95 %) | KL plain | KL bank |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    banked = {row["r"]: row for row in table["rows"] if row["bank"]}
-    for row in (row for row in table["rows"] if not row["bank"]):
-        cells = [f"{row['r']}", f"{row['arithmetic_ratio']:.2f} ×", f"{row['top1']:.2%}"]
-        other = banked.get(row["r"])
-        if other:
-            mean, low, high = (100 * value for value in other["gain"])
-            gain = f"{mean:+.2f} ({low:+.2f} … {high:+.2f})"
-            cells += [f"{other['top1']:.2%}", gain, f"{row['kl']:.4f}", f"{other['kl']:.4f}"]
-        else:
-            cells += ["", "", f"{row['kl']:.4f}", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    Raises:
+        DataError: no accuracy in it, or none for the degree that the model was fine-tuned at.
+        BankError: the degrees have scalings of their own; a server has one for all.
+    """
+    own = [row for row in table["rows"] if row["r_source"] == table["r_source"]]
+    if not table["labelled"] or not own:
+        raise DataError(
+            "there is no accuracy to store: --store needs labels, and "
+            f"r_source={table['r_source']}, which the model was fine-tuned at"
+        )
+    scalings = {row["scaling"] for row in own if row["bank"]}
+    if len(scalings) > 1:
+        raise BankError(
+            f"a server has one scaling for all degrees, not {sorted(scalings)}; leave out "
+            "--scaling-per-degree to store a table"
+        )
+    kept = ("model", "images", "r_source", "data", "split")
+    rows = [{k: v for k, v in row.items() if k not in OF_ONE_MACHINE} for row in own]
+    return {**{name: table[name] for name in kept}, "rows": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -213,17 +278,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse_options(EvaluateOptions, argv, "tocom evaluate", __doc__ or "")
     try:
+        if options.output:
+            options.output.mkdir(parents=True, exist_ok=True)  # better now than after the run
         table = evaluate(options)
+        print(as_markdown(table))
+        for note in table["notes"]:
+            print(f"\n{note}")
+        if options.output:
+            write_report(options.output, table)
         if options.store:
             path = default_model_path() if options.model == "default" else Path(options.model)
-            store_evaluation(path, table)
-    except TocomError as error:
+            store_evaluation(path, stored_table(table))
+    except (TocomError, OSError) as error:
         print(f"tocom evaluate: {error}", file=sys.stderr)
         return 1
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "evaluation.json").write_text(json.dumps(table, indent=2) + "\n")
-    print(as_markdown(table))
     return 0
 
 

@@ -1,33 +1,40 @@
-"""Load a fine-tuned ViT with everything that serving it needs, and save one.
+"""Load a fine-tuned ViT with everything that serving it needs: labels, transform, ``r_source``.
 
-A model file of ours is a ``.safetensors`` whose header carries a ``config`` in timm's own hub
-layout (architecture, model_args, label_names, pretrained_cfg) plus a ``tocom`` section: the degree
-it was fine-tuned at, where it comes from, how accurate it is per degree.  Files without it work as
-well: the architecture is then given, or read off the file's name.
+The ViT itself is built in ``model_building``, and written by ``model_files``, whose names can be
+imported from here as well.
 """
 
-import json
-import logging
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from tocom_core import architectures as _architectures  # noqa: F401 - registers with timm
 from tocom_core.bank import backbone_digest
-from tocom_core.checkpoint import Config, nearest, read_checkpoint, write_safetensors
-from tocom_core.errors import CheckpointError, DeviceError, UnsupportedModelError
+from tocom_core.checkpoint import Config
+from tocom_core.errors import DeviceError
 from tocom_core.labels import class_labels
+from tocom_core.model_building import Changes, build_from_file, build_named
+from tocom_core.model_files import save_model, store_evaluation
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "DEFAULT_ARCHITECTURE",
+    "LoadedModel",
+    "default_model_path",
+    "describe",
+    "find_bank",
+    "load_model",
+    "pick_device",
+    "save_model",
+    "store_evaluation",
+    "weights_folder",
+]
 
 DEFAULT_ARCHITECTURE = "vit_mini_conv4_32"
 
@@ -137,6 +144,8 @@ def load_model(
     num_classes: int | None = None,
     r_source: int | None = None,
     pretrained: bool = True,
+    img_size: int | None = None,
+    drop_path: float = 0.0,
 ) -> LoadedModel:
     """Load a timm model by name, or a checkpoint from a file.
 
@@ -148,18 +157,21 @@ def load_model(
         num_classes: give the model a new, untrained head if it has another number of classes.
         r_source: the degree it was fine-tuned at; default: what the file says, else 0.
         pretrained: for a timm name: fetch its weights; ``False`` is random initialisation.
+        img_size: side of another square input, in pixels; position embeddings are resampled.
+        drop_path: rate of stochastic depth, for a model that is going to be trained.
 
     Raises:
         CheckpointError: nothing to load there, or it does not fit; the message says how to mend it.
         UnsupportedModelError: not a timm ``VisionTransformer``.
     """
+    changes = Changes(num_classes, img_size, drop_path)
     path = default_model_path() if name_or_path == "default" else Path(name_or_path).expanduser()
     if path.suffix in {".safetensors", ".pth", ".pt", ".bin", ".tar"} or path.is_file():
-        vit, config = _from_file(path, architecture, num_classes)
+        vit, config = build_from_file(path, architecture, changes)
         name = path.parent.name if path.stem == "model" else path.stem
     else:
         name = str(name_or_path)
-        vit, config = _from_timm(name, num_classes, pretrained), {}
+        vit, config = build_named(name, changes, pretrained)
     return describe(vit.eval(), name, config, labels, r_source)
 
 
@@ -193,151 +205,3 @@ def describe(
         ),
         model_args=types.MappingProxyType(dict(config.get("model_args") or {})),
     )
-
-
-def _from_timm(name: str, num_classes: int | None, pretrained: bool) -> VisionTransformer:
-    """Create a timm model by name, fetching its weights if asked to."""
-    short = name.split(".")[0]
-    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(short):
-        raise CheckpointError(
-            f"no model {name!r}: neither a file nor a timm architecture{nearest(short)}"
-        )
-    arguments = {} if num_classes is None else {"num_classes": num_classes}
-    try:
-        vit = timm.create_model(name, pretrained=pretrained, **arguments)
-    except Exception as error:
-        raise CheckpointError(
-            f"the weights of {name!r} cannot be fetched ({type(error).__name__}: {error}); check "
-            "the name and the network, or give a local .safetensors or .pth file"
-        ) from error
-    return _vision_transformer(vit, name)
-
-
-def _from_file(
-    path: Path, architecture: str | None, num_classes: int | None
-) -> tuple[VisionTransformer, Config]:
-    """Build the architecture that a checkpoint is for and load it strictly."""
-    state, config = read_checkpoint(path)
-    name = architecture or config.get("architecture") or _guess_architecture(path)
-    if not timm.is_model(str(name).split(".")[0]):
-        raise CheckpointError(f"timm has no architecture {name!r}{nearest(str(name))}")
-    head = state.get("head.weight")
-    classes = int(head.shape[0]) if head is not None else int(config.get("num_classes") or 0)
-    cfg = dict(config.get("pretrained_cfg") or {})
-    cfg.pop("num_classes", None)
-    arguments = {"num_classes": classes, **(config.get("model_args") or {})}
-    try:
-        model = timm.create_model(name, pretrained_cfg_overlay=cfg or None, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} asks for a {name} with {arguments} and {cfg}, which timm refuses: {error}"
-        ) from error
-    vit = _vision_transformer(model, str(name))
-    _load_strictly(vit, state, path)
-    if num_classes is not None and num_classes != classes:
-        vit.reset_classifier(num_classes)
-        tocom = {
-            **config.get("tocom", {}),
-            "evaluation": None,
-        }  # labels and table were the old head's
-        config = {"model_args": config.get("model_args"), "tocom": tocom}
-    return vit, config
-
-
-def _vision_transformer(model: torch.nn.Module, name: str) -> VisionTransformer:
-    if not isinstance(model, VisionTransformer):
-        raise UnsupportedModelError(
-            f"{name} is a {type(model).__name__}; only timm's VisionTransformer is supported"
-        )
-    if model.in_chans != 3:
-        raise UnsupportedModelError(f"{name} takes {model.in_chans} channels; images here have 3")
-    return model
-
-
-def _load_strictly(vit: VisionTransformer, state: dict[str, Tensor], path: Path) -> None:
-    """Load a state dict after timm's own conversions (position embeddings, research layouts)."""
-    try:
-        state = checkpoint_filter_fn(state, vit)
-        vit.load_state_dict(
-            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-        )
-    except (RuntimeError, KeyError, ValueError) as error:
-        lines = str(error).splitlines()
-        raise CheckpointError(
-            f"{path} does not fit {vit.pretrained_cfg.get('architecture')}: "
-            f"{' '.join(line.strip() for line in lines[:4])}; name its architecture"
-        ) from error
-
-
-def _guess_architecture(path: Path) -> str:
-    """The longest timm name that the file's name holds, else its folder's."""
-    known = timm.list_models()
-    found = [name for name in known if name in path.name]
-    found = found or [name for name in known if name in path.absolute().parent.name]
-    if not found:
-        raise CheckpointError(
-            f"{path} does not say its architecture; name it "
-            "(--architecture vit_small_patch16_224, say)"
-        )
-    name: str = max(found, key=len)
-    logger.info("architecture %s read off the file name %s", name, path.name)
-    return name
-
-
-def save_model(
-    path: Path,
-    vit: VisionTransformer,
-    labels: tuple[str, ...],
-    *,
-    dtype: torch.dtype = torch.float32,
-    model_args: Mapping[str, Any] | None = None,
-    tocom: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a model with its config in the header, so that ``load_model(path)`` needs nothing else.
-
-    Args:
-        path: the ``.safetensors`` file; written beside itself first, then renamed.
-        vit: the model.
-        labels: one name per class.
-        dtype: floating-point type to store; float16 halves the file.
-        model_args: what timm's ``create_model`` was given beyond the name.
-        tocom: ``r_source``, ``trained_from``, ``evaluation``, ``provenance``.
-    """
-    cfg = vit.pretrained_cfg
-    keep = (
-        "input_size",
-        "mean",
-        "std",
-        "interpolation",
-        "crop_pct",
-        "crop_mode",
-        "fixed_input_size",
-    )
-    config = {
-        "architecture": cfg["architecture"],
-        "num_classes": vit.num_classes,
-        "label_names": list(labels),
-        "model_args": dict(model_args or {}),
-        "pretrained_cfg": {key: cfg[key] for key in keep if key in cfg},
-        "tocom": dict(tocom or {}),
-    }
-    state = {
-        key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
-        for key, value in vit.state_dict().items()
-    }
-    write_safetensors(path, state, {"config": json.dumps(config)})
-
-
-def store_evaluation(path: Path, table: Mapping[str, Any]) -> None:
-    """Write an accuracy table into a model file's header; the tensors stay as they are.
-
-    Raises:
-        CheckpointError: not a ``.safetensors`` file with a config of ours.
-    """
-    state, config = read_checkpoint(path)
-    if path.suffix != ".safetensors" or "tocom" not in config:
-        raise CheckpointError(
-            f"{path} has no header of ours to store a table in; save_model writes one"
-        )
-    config["tocom"]["evaluation"] = dict(table)
-    write_safetensors(path, state, {"config": json.dumps(config)})

@@ -10,14 +10,12 @@ from tocom_core.errors import BankError
 
 _KEY = re.compile(r"(?:module\.)?blocks\.(\d+)\.attn\.([qv])_tocom\.adapter_(down|up)\.weight")
 
-Factors = dict[tuple[int, str], tuple[Tensor, Tensor]]
 
-
-def read_reference_factors(path: Path, num_groups: int) -> Factors:
-    """Read ``(layer, projection) -> (A, B)`` with groups in rising order.
+def read_reference_state(path: Path, num_groups: int) -> dict[str, Tensor]:
+    """Read the factors under the names of ``Bank``'s parameters, with groups in rising order.
 
     Returns:
-        ``A``: ``(K·h, D)`` and ``B``: ``(D, K·h)``, float32, on the CPU.
+        ``lora_A.{layer}.{q|v}``: ``(K·h, D)`` and ``lora_B.…``: ``(D, K·h)``, float32, on the CPU.
 
     Raises:
         BankError: not readable as plain weights, keys or shapes missing, or ``num_groups`` wrong.
@@ -31,13 +29,13 @@ def read_reference_factors(path: Path, num_groups: int) -> Factors:
             f"{path} holds no complete compensator: expected "
             "blocks.{l}.attn.{q,v}_tocom.adapter_{down,up}.weight for every layer from 0 on"
         )
-    return {
-        (layer, p): _reverse_groups(
-            found[layer, p, "down"], found[layer, p, "up"], num_groups, f"{path}, layer {layer}"
-        )
-        for layer in layers
-        for p in "qv"
-    }
+    state = {}
+    for layer in layers:
+        for p in "qv":
+            state[f"lora_A.{layer}.{p}"], state[f"lora_B.{layer}.{p}"] = _reverse_groups(
+                found[layer, p, "down"], found[layer, p, "up"], num_groups, f"{path}, layer {layer}"
+            )
+    return state
 
 
 def _matching_tensors(path: Path) -> dict[tuple[int, str, str], Tensor]:

@@ -1,24 +1,34 @@
-"""Where images come from: folders, parquet files, the Hugging Face hub.
+"""Where images come from: folders, parquet files, WebDataset shards, the Hugging Face hub.
 
-A source is opened once and gives encoded images and labels by index.
+A source is opened once and gives encoded images and labels by index.  Several make one pool.
 """
 
-import io
-import json
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from PIL import Image
-
+from tocom_core.decoding import UNREADABLE, decode_rgb
 from tocom_core.errors import DataError
+from tocom_core.folders import FolderSource, image_files, visible_files
+from tocom_core.parquet import ParquetSource
+from tocom_core.shards import ShardSource, expand_braces, is_shard
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# What reading and decoding an image may raise.
-UNREADABLE = (OSError, ValueError, SyntaxError, DataError, Image.DecompressionBombError)
+__all__ = [
+    "UNREADABLE",
+    "ConcatSource",
+    "ImageSource",
+    "SubsetSource",
+    "decode_rgb",
+    "open_pool",
+    "open_source",
+]
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|pipe:")
+_CAPPED = re.compile(r"(.+)@(\d+)")
+_USUAL_SPLITS = ("train", "val", "test")
 
 
 class ImageSource(Protocol):
@@ -32,77 +42,10 @@ class ImageSource(Protocol):
         """The class index of an image; ``None`` if it has none."""
 
     def image_bytes(self, index: int) -> bytes:
-        """The encoded image."""
+        """The encoded image; raises one of ``UNREADABLE`` if it cannot be had."""
 
-
-class FolderSource:
-    """Images below a folder: one sub-folder per class, or all in one folder without labels."""
-
-    def __init__(self, root: Path) -> None:
-        found = sorted(
-            p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-        )
-        if not found:
-            raise DataError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) below {root}")
-        names = sorted({p.relative_to(root).parts[0] for p in found if p.parent != root})
-        if names and any(p.parent == root for p in found):
-            raise DataError(
-                f"{root} holds images both directly and in sub-folders; use one sub-folder per "
-                "class, or no sub-folder at all"
-            )
-        self.class_names = tuple(names)
-        self._paths = found
-        numbers = {name: number for number, name in enumerate(names)}
-        self._labels = [numbers.get(p.relative_to(root).parts[0]) for p in found]
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def label(self, index: int) -> int | None:
-        """The class of an image, if the folder has classes."""
-        return self._labels[index]
-
-    def image_bytes(self, index: int) -> bytes:
-        """The file's content."""
-        return self._paths[index].read_bytes()
-
-
-class ParquetSource:
-    """Hugging Face parquet tables: a column of encoded images, and perhaps one of labels."""
-
-    def __init__(
-        self, files: Sequence[Path], image_column: str = "image", label_column: str = "label"
-    ) -> None:
-        table = _read_tables(files, image_column, label_column)
-        images = table[image_column]
-        if pa.types.is_struct(images.type) and "bytes" in [f.name for f in images.type]:
-            images = pc.struct_field(images, "bytes")
-        if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
-            raise DataError(f"column {image_column!r} holds {images.type}, not encoded images")
-        self._images = images
-        self._labels: list[int | None] | None = None
-        if label_column in table.column_names:
-            if not pa.types.is_integer(table[label_column].type):
-                raise DataError(
-                    f"column {label_column!r} holds {table[label_column].type}, not class indices"
-                )
-            self._labels = table[label_column].to_pylist()
-        self.class_names = _class_names(table.schema, label_column)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def label(self, index: int) -> int | None:
-        """The class index of an image; ``None`` without labels, and for the hub's -1."""
-        label = None if self._labels is None else self._labels[index]
-        return None if label is None or label < 0 else label
-
-    def image_bytes(self, index: int) -> bytes:
-        """The encoded image."""
-        content = self._images[index].as_py()
-        if content is None:
-            raise DataError(f"row {index} holds no image bytes")
-        return bytes(content)
+    def name(self, index: int) -> str:
+        """Where the image lies, for messages."""
 
 
 class SubsetSource:
@@ -123,81 +66,145 @@ class SubsetSource:
         """The encoded image."""
         return self._source.image_bytes(self._indices[index])
 
-
-def _read_tables(files: Sequence[Path], image_column: str, label_column: str) -> pa.Table:
-    """Read the image column, and the label column if there is one, of all files."""
-    try:
-        schema = pq.read_schema(files[0])
-        if image_column not in schema.names:
-            raise DataError(
-                f"{files[0].name} has no column {image_column!r} but {schema.names}; "
-                "name the image column"
-            )
-        wanted = dict.fromkeys([image_column, label_column])  # each once, should they be the same
-        columns = [column for column in wanted if column in schema.names]
-        return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
-    except (pa.ArrowException, OSError) as error:
-        names = ", ".join(str(file) for file in files[:3])
-        raise DataError(f"{names} cannot be read as parquet tables: {error}") from error
+    def name(self, index: int) -> str:
+        """Where the image lies."""
+        return self._source.name(self._indices[index])
 
 
-def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
-    """Class names from the table's Hugging Face metadata; empty if it has none."""
-    metadata = (schema.metadata or {}).get(b"huggingface")
-    if metadata is None:
-        return ()
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    return tuple(features.get(label_column, {}).get("names") or ())
+class ConcatSource:
+    """Several sources, one after the other.
+
+    Labels are kept if all parts name the same classes in the same order, or none; a class index
+    would mean different things otherwise, and the pool is unlabelled.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self._sources = list(sources)
+        self._ends = list(accumulate(len(source) for source in sources))
+        self._labelled = len({source.class_names for source in sources}) == 1
+        self.class_names = sources[0].class_names if self._labelled else ()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def label(self, index: int) -> int | None:
+        """The class index of an image, if the parts agree on classes."""
+        source, place = self._find(index)
+        return source.label(place) if self._labelled else None
+
+    def image_bytes(self, index: int) -> bytes:
+        """The encoded image."""
+        source, place = self._find(index)
+        return source.image_bytes(place)
+
+    def name(self, index: int) -> str:
+        """Where the image lies."""
+        source, place = self._find(index)
+        return source.name(place)
+
+    def _find(self, index: int) -> tuple[ImageSource, int]:
+        """The source that an image is in, and its index there."""
+        number = bisect_right(self._ends, index)
+        return self._sources[number], index - (self._ends[number - 1] if number else 0)
+
+
+def open_pool(
+    specs: Sequence[str | Path],
+    split: str | None = None,
+    image_column: str = "image",
+    label_column: str | None = "label",
+) -> ImageSource:
+    """Open several data sets as one.
+
+    Args:
+        specs: as of ``open_source``, each perhaps with a cap: ``PLACE@2000`` takes at most 2,000
+            of its images, evenly spread over it, so that one large set does not drown the others
+            and sorted classes stay in proportion.  A file that really has such a name comes first.
+        split: as of ``open_source``, for each of them.
+        image_column: likewise.
+        label_column: likewise.
+
+    Raises:
+        DataError: as ``open_source`` does, or a cap of 0.
+    """
+    if not specs:
+        raise DataError("no data set was named; expected at least one place")
+    sources = []
+    for spec in specs:
+        place, cap = _cap(str(spec))
+        source = open_source(place, split, image_column, label_column)
+        sources.append(source if cap is None else _spread(source, cap))
+    return sources[0] if len(sources) == 1 else ConcatSource(sources)
+
+
+def _cap(spec: str) -> tuple[str, int | None]:
+    """Split off ``@N``."""
+    found = _CAPPED.fullmatch(spec)
+    if found is None or Path(spec).expanduser().exists():
+        return spec, None
+    if int(found[2]) < 1:
+        raise DataError(f"{spec} takes no image; expected a number from 1 on behind the @")
+    return found[1], int(found[2])
+
+
+def _spread(source: ImageSource, count: int) -> ImageSource:
+    """At most ``count`` images, evenly spread."""
+    if count >= len(source):
+        return source
+    return SubsetSource(source, [number * len(source) // count for number in range(count)])
 
 
 def open_source(
     spec: str | Path,
     split: str | None = None,
     image_column: str = "image",
-    label_column: str = "label",
+    label_column: str | None = "label",
     *,
     need_split: bool = False,
 ) -> ImageSource:
     """Open a data set.
 
     Args:
-        spec: a folder of images (sub-folders are classes), a ``.parquet`` file, a folder of
-            parquet files, or ``hub:owner/name`` for those of a data set on the Hugging Face hub.
-        split: with parquet folders and the hub: only files whose path holds this word; with a
+        spec: a folder of images (sub-folders are classes), a ``.parquet`` file or a folder of
+            them, a WebDataset shard (``.tar``) or a folder of them, several files by braces
+            (``train-{000..010}.tar``), or ``hub:owner/name`` for the parquet files of a data set
+            on the Hugging Face hub.
+        split: with folders of parquet files or shards, and the hub: only files whose path holds
+            this word, or all if none has the name of a usual split (train, val, test); with a
             folder of images: its sub-folder of this name, if there is one.
-        image_column: parquet column of the encoded images.
-        label_column: parquet column of the class indices; need not exist.
+        image_column: parquet column of the encoded images; for shards see ``ShardSource``.
+        label_column: parquet column of the labels, need not exist; for shards see
+            ``ShardSource``; ``None`` for no labels.
         need_split: refuse to open a place that is not split, instead of opening all of it.
 
     Raises:
         DataError: nothing is there, or it cannot be read; the message says what was expected.
     """
-    text = str(spec)
-    path = _download(text.removeprefix("hub:")) if text.startswith("hub:") else Path(spec)
-    path = path.expanduser()
-    if not path.is_dir() and not (path.suffix == ".parquet" and path.is_file()):
-        raise DataError(
-            f"no data set at {path}: expected a folder, a .parquet file or hub:owner/name"
-        )
-    tables = sorted(path.rglob("*.parquet")) if path.is_dir() else []
-    if tables:
-        return ParquetSource(_of_split(tables, path, split), image_column, label_column)
-    if path.is_dir() and split and (path / split).is_dir():
-        return FolderSource(path / split)
+    path = _local(str(spec))
+    columns = image_column, label_column
+    if not path.is_dir():
+        files = _named_files(path)
+        if need_split:
+            raise DataError(f"{path} has no part named {split!r}; name another place")
+        return (ShardSource if is_shard(files[0]) else ParquetSource)(files, *columns)
+    if tables := _tables(path):
+        return ParquetSource(_of_split(tables, path, split, need_split), *columns)
+    if split and (path / split).is_dir():
+        return open_source(path / split, None, *columns)
+    if shards := _shards(path):
+        return ShardSource(_of_split(shards, path, split, need_split), *columns)
     if need_split:
         raise DataError(f"{path} has no part named {split!r}; name another place or make one")
-    return (
-        FolderSource(path) if path.is_dir() else ParquetSource([path], image_column, label_column)
-    )
+    return FolderSource(path)
 
 
-def _of_split(tables: Sequence[Path], root: Path, split: str | None) -> list[Path]:
-    """The tables whose path below ``root`` holds the split's name."""
-    names = [table.relative_to(root).as_posix() for table in tables]
-    chosen = [t for t, name in zip(tables, names, strict=True) if split is None or split in name]
-    if not chosen:
-        raise DataError(f"no parquet file of split {split!r} in {root}; it has {names}")
-    return chosen
+def _local(spec: str) -> Path:
+    """The place on this machine."""
+    if spec.startswith("hub:"):
+        return _download(spec.removeprefix("hub:"))
+    if _ADDRESS.match(spec):
+        raise DataError(f"{spec} is an address; download the files and name their local place")
+    return Path(spec).expanduser()
 
 
 def _download(repository: str) -> Path:
@@ -214,7 +221,51 @@ def _download(repository: str) -> Path:
     return Path(folder)
 
 
-def decode_rgb(content: bytes) -> Image.Image:
-    """Decode one image to RGB; raises one of ``UNREADABLE`` if it is none."""
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")
+def _named_files(path: Path) -> list[Path]:
+    """The file, or those that its braces stand for: all shards or all tables."""
+    files = [path] if path.exists() else [Path(name) for name in expand_braces(str(path))]
+    missing = [file for file in files if not file.is_file()]
+    if missing and len(missing) < len(files):
+        raise DataError(f"{len(missing)} of {len(files)} files are not there, first {missing[0]}")
+    tables = [file for file in files if file.suffix == ".parquet"]
+    shards = [file for file in files if is_shard(file)]
+    if missing or not files or files not in (tables, shards):
+        raise DataError(
+            f"no data set at {path}: expected a folder, .parquet files, WebDataset shards (.tar) "
+            "or hub:owner/name"
+        )
+    return files
+
+
+def _tables(root: Path) -> list[Path]:
+    """The parquet files below a folder; one beside a shard of its name only describes it."""
+    found = (path for path in visible_files(root) if path.suffix == ".parquet")
+    return sorted(path for path in found if not path.with_suffix(".tar").exists())
+
+
+def _shards(root: Path) -> list[Path]:
+    """The shards below a folder; compressed archives beside images are none."""
+    found = sorted(path for path in visible_files(root) if is_shard(path))
+    if not found or next(image_files(root), None) is None:
+        return found
+    plain = [path for path in found if path.suffix == ".tar"]
+    if plain:
+        raise DataError(
+            f"{root} holds both image files and shards such as {plain[0].name}; name the shards "
+            "themselves (train-{000..010}.tar), or move them away"
+        )
+    return []
+
+
+def _of_split(files: Sequence[Path], root: Path, split: str | None, needed: bool) -> list[Path]:
+    """The files whose path below ``root`` holds the split's name."""
+    names = [file.relative_to(root).as_posix() for file in files]
+    chosen = [f for f, name in zip(files, names, strict=True) if split is None or split in name]
+    if chosen:
+        return chosen
+    if not needed and not any(usual in name for name in names for usual in _USUAL_SPLITS):
+        return list(files)
+    raise DataError(
+        f"no {files[0].suffix} file of split {split!r} in {root}; it has {names[:9]}, so name one "
+        "of these parts, or the files themselves"
+    )

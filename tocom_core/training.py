@@ -3,38 +3,41 @@
 Everything random in a run is a function of the seed and of where in the run it happens: the order
 of the images of the epoch, their augmentation of ``(epoch, index)``, dropout and pair draws of the
 step.  No generator state needs saving, and a resumed run takes the very steps that it would have
-taken.
+taken; several processes see together exactly what one process with their whole batch would see.
 """
 
-import csv
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from tocom_core.attention import learning_kernels
 from tocom_core.data import EpochBatches, TrainingImages, seed_all
-from tocom_core.errors import TrainingError
+from tocom_core.distributed import World
+from tocom_core.errors import DivergedError
+from tocom_core.optimisation import learning_rate, parameter_groups, scaled_lr
 from tocom_core.options import option
+from tocom_core.run_log import LogKind, open_log
+from tocom_core.run_state import Best, Means, RunFile, RunState
 
 logger = logging.getLogger(__name__)
 
-_FUSED = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-]
-LossFunction = Callable[[int, Tensor, Tensor], tuple[Tensor, Mapping[str, float]]]
+_DIVERGED = 1.5
+"""A validation figure this many times the best one is worth a warning."""
+Batch = tuple[Tensor, Tensor, Tensor]
+"""uint8 images ``(B, 3, H, W)``, int64 labels ``(B,)``, how many images were skipped ``(B,)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,137 +46,211 @@ class LoopOptions:
 
     output: Path = option(help="folder for the result, its checkpoints and its log")
     epochs: float = option(10.0, help="passes over the data")
-    batch_size: int = option(128, help="images per step")
+    batch_size: int = option(128, help="images per forward pass and process")
+    accumulate: int = option(1, help="forward passes whose gradients make one step")
     lr: float = option(1e-3, help="peak learning rate of AdamW")
+    lr_scale: bool = option(
+        True, help="multiply lr by batch/512, as DeiT does, where a step holds 256 images or more"
+    )
     weight_decay: float = option(0.05, help="decoupled weight decay of matrices")
     warmup_steps: int = option(0, help="steps of linear warm-up before the cosine")
     clip_grad: float = option(1.0, help="largest gradient norm; 0 turns clipping off")
+    ema: float = option(0.0, help="decay of a moving average of the weights, the result; 0: none")
     seed: int = option(0, help="decides every random draw")
     workers: int = option(1, help="processes that decode and augment")
     amp: bool = option(False, help="run forward passes in bfloat16")
     device: str = option("auto", help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
     threads: int = option(0, help="CPU threads; 0 leaves it to PyTorch")
     checkpoint_every: int = option(500, help="steps between checkpoints")
-    log_every: int = option(50, help="steps between lines of log.csv")
+    log: LogKind = option("csv", help="where figures go: log.csv, TensorBoard events, or both")
+    log_every: int = option(50, help="steps between lines of the log")
     validate_every: float = option(1.0, help="epochs between validations; 0: only at the end")
     resume: bool = option(True, help="go on from the output folder's checkpoint, if it has one")
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * done))
+@dataclass(frozen=True)
+class RunReport:
+    """How a run went.
 
+    Attributes:
+        steps: optimiser steps in all.
+        seconds: wall-clock time of this process's part (after a resume: since then).
+        skipped: unreadable images that were passed over, counted as often as it happened.
+        final: the last validation's figures.
+        best_step: the step whose weights were kept; ``None`` if the last ones were.
+    """
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices; leave biases, norms, tokens and position embeddings alone, as timm does."""
-    exempt_names: set[str] = getattr(module, "no_weight_decay", set)()
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            exempt = parameter.ndim <= 1 or name in exempt_names
-            (plain if exempt else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    steps: int
+    seconds: float
+    skipped: int
+    final: Mapping[str, float]
+    best_step: int | None
 
 
 class TrainingLoop:
     """AdamW over steps, with progress, a log, checkpoints and exact resume.
 
     Args:
-        module: what learns, and what a checkpoint holds.
+        learner: what learns, and what a checkpoint holds.
+        objective: ``(step, images, labels) -> (loss, figures to log)``; holds the learner.
         images: the training set.
         options: see ``LoopOptions``.
-        loss: ``(step, images, labels) -> (loss, figures to log)``.
-        validate: called now and then; its figures are logged.
+        validate: called now and then; its figures are logged with the prefix ``val_``.
+        best: the validation figure by which the best weights are kept, the lower the better;
+            ``"-name"`` for the higher the better; ``None`` keeps the last weights.
+        world: the processes of this run.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        learner: nn.Module,
+        objective: nn.Module,
         images: TrainingImages,
         options: LoopOptions,
-        loss: LossFunction,
         validate: Callable[[], Mapping[str, float]] | None = None,
+        best: str | None = None,
+        world: World | None = None,
     ) -> None:
-        self.module, self.options = module, options
-        self._images, self._loss, self._validate = images, loss, validate
-        self.device = next(module.parameters()).device
-        self.steps_per_epoch = len(images) // options.batch_size
+        self.learner, self.options, self.world = learner, options, world or World()
+        self._images, self._validate = images, validate
+        self.device = next(learner.parameters()).device
+        self._objective = self.world.parallel(objective, self.device)
+        self.images_per_step = options.batch_size * options.accumulate * self.world.size
+        self.steps_per_epoch = len(images) // self.images_per_step
         self.steps = max(1, round(options.epochs * self.steps_per_epoch))
-        self._optimizer = torch.optim.AdamW(parameter_groups(module, options.weight_decay))
-        self._log = StepLog(options.output / "log.csv")
-        self._start = 0
-        # The fused kernel's backward pass is several times slower than plain products on a CPU.
-        self._kernels = [SDPBackend.MATH] if self.device.type == "cpu" else _FUSED
+        lr = options.lr
+        self.peak_lr = scaled_lr(lr, self.images_per_step) if options.lr_scale else lr
+        self._optimizer = torch.optim.AdamW(parameter_groups(learner, options.weight_decay))
+        ema = ModelEmaV3(learner, decay=options.ema) if options.ema else None
+        self._state = RunState(learner, self._optimizer, ema, Best(best))
+        self._file = RunFile(options.output, options, len(images), self.world.size)
+        self._log = open_log(options.output, options.log if self.world.is_main else "none")
+        self._kernels = learning_kernels(self.device.type)
 
-    def run(self) -> None:
+    def run(self) -> RunReport:
         """Train to the end, from the last checkpoint on if there is one.
 
-        Raises:
-            TrainingError: the loss is not finite, or the checkpoint is of another run.
-        """
-        self.options.output.mkdir(parents=True, exist_ok=True)
-        if self.options.resume and self._checkpoint.exists():
-            self._restore()
-        self._log.start(self._start)
-        bar = tqdm(total=self.steps, initial=self._start, unit="step", mininterval=1.0)
-        for step, (images, labels) in enumerate(self._batches(), self._start):
-            figures = self._step(step, images.to(self.device), labels.to(self.device))
-            done = step + 1
-            bar.update()
-            if done % self.options.log_every == 0 or done == self.steps:
-                bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()})
-                self._log.write(done, figures)
-            if self._is_validation(done):
-                self._log.write(done, self._run_validation())
-            if done % self.options.checkpoint_every == 0 or done == self.steps:
-                self._save(done)
-        bar.close()
+        Afterwards the learner holds the result: the best weights by validation if a figure was
+        named for it, else the moving average if there is one, else the last weights.
 
-    def _batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        Raises:
+            DivergedError: loss or gradients are not finite; what was learned is in the checkpoint.
+            TrainingError: the checkpoint is of another run, or cannot be read.
+        """
+        started = time.perf_counter()
+        self.options.output.mkdir(parents=True, exist_ok=True)
+        if self.options.resume:
+            self._file.restore(self._state, self.device)
+        self._log.start(self._state.step)
+        final: Mapping[str, float] = {}
+        with tqdm(
+            total=self.steps,
+            initial=self._state.step,
+            unit="step",
+            mininterval=1.0,
+            disable=not self.world.is_main,
+        ) as bar:
+            recent = self._state.recent
+            for micro_batches in self._micro_batches():
+                recent.add(self._step_or_save(micro_batches))
+                bar.update()
+                done = self._state.step
+                if done % self.options.log_every == 0 or done == self.steps:
+                    bar.set_postfix({k: f"{v:.4g}" for k, v in recent.means().items()})
+                    self._log.write(done, recent.take())
+                if self._is_validation(done):
+                    final = self._run_validation()
+                if done % self.options.checkpoint_every == 0 or done == self.steps:
+                    self._save()
+        self._state.take_result()
+        skipped = round(self.world.total(self._state.skipped, self.device))
+        if skipped:
+            logger.warning("%d times an unreadable image was passed over", skipped)
+        seconds = time.perf_counter() - started
+        return RunReport(self._state.step, seconds, skipped, final, self._state.best.step)
+
+    def take_best(self) -> bool:
+        """Put the best weights so far into the learner; ``False`` if none were kept."""
+        if not self._state.best.weights:
+            return False
+        self._state.take_result()
+        return True
+
+    def _micro_batches(self) -> Iterator[list[Batch]]:
+        """For each step, its batches."""
         options = self.options
         sampler = EpochBatches(
-            len(self._images), options.batch_size, self.steps, self._start, options.seed
+            len(self._images),
+            options.batch_size,
+            self.steps,
+            self._state.step,
+            options.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            accumulate=options.accumulate,
         )
-        return DataLoader(
+        batches: Iterable[Batch] = DataLoader(
             self._images,
             batch_sampler=sampler,
             num_workers=options.workers,
-            persistent_workers=False,
             pin_memory=self.device.type == "cuda",
         )
+        iterator = iter(batches)
+        while step := list(islice(iterator, options.accumulate)):
+            yield step
 
-    def _step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, float]:
-        options = self.options
+    def _step_or_save(self, micro_batches: list[Batch]) -> Mapping[str, float]:
+        """One step; when it fails, what was learned before it is written down."""
+        try:
+            return self._step(micro_batches)
+        except DivergedError:
+            self._save()
+            raise
+
+    def _step(self, micro_batches: list[Batch]) -> Mapping[str, float]:
+        step, options = self._state.step, self.options
         seed_all(hash((options.seed, step)) & 0x7FFFFFFF)
-        rate = learning_rate(step, self.steps, options.lr, options.warmup_steps)
+        rate = learning_rate(step, self.steps, self.peak_lr, options.warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=options.amp)
-        with sdpa_kernel(self._kernels), autocast:
-            loss, figures = self._loss(step, images, labels)
-        self._check_finite("loss", loss, step)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        means = Means()
+        for number, (images, labels, skipped) in enumerate(micro_batches, 1):
+            self._state.skipped += int(skipped.sum())
+            with self._unsynchronised(number < len(micro_batches)):
+                means.add(self._backward(images, labels))
+        figures = means.take()
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, options.clip_grad or math.inf)
-        self._check_finite("gradient norm", norm, step)  # before it reaches the weights
+        self._check_finite(figures["loss"], norm)  # before it reaches the weights
         self._optimizer.step()
-        return {"loss": loss.item(), "lr": rate, "grad_norm": norm.item(), **figures}
+        self._state.advance()
+        return {"lr": rate, "grad_norm": norm.item(), **figures}
 
-    def _check_finite(self, name: str, value: Tensor, step: int) -> None:
-        if not torch.isfinite(value):
-            raise TrainingError(
-                f"the {name} is {value.item()} at step {step}; the last checkpoint is kept in "
-                f"{self.options.output}; lower --lr (now {self.options.lr}) or --clip-grad (now "
-                f"{self.options.clip_grad})"
-            )
+    def _backward(self, images: Tensor, labels: Tensor) -> Mapping[str, float]:
+        """Add the gradients of one forward pass, its share of the step's."""
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp)
+        with sdpa_kernel(self._kernels), autocast:
+            loss, figures = self._objective(self._state.step, images, labels)
+        (loss / self.options.accumulate).backward()
+        return {"loss": loss.item(), **figures}
+
+    def _unsynchronised(self, wanted: bool) -> AbstractContextManager[None]:
+        """Leave the exchange of gradients to the step's last backward pass."""
+        if wanted and isinstance(self._objective, DistributedDataParallel):
+            return self._objective.no_sync()
+        return nullcontext()
+
+    def _check_finite(self, loss: float, norm: Tensor) -> None:
+        if math.isfinite(loss) and torch.isfinite(norm):
+            return
+        raise DivergedError(
+            f"step {self._state.step} has the loss {loss} and the gradient norm {norm.item()}; "
+            f"what was learned before it is in {self.options.output}; go on from there with a "
+            f"lower --lr (now {self.options.lr}) or --clip-grad (now {self.options.clip_grad})"
+        )
 
     def _is_validation(self, done: int) -> bool:
         if self._validate is None:
@@ -181,76 +258,36 @@ class TrainingLoop:
         every = round(self.options.validate_every * self.steps_per_epoch)
         return done == self.steps or (every > 0 and done % every == 0)
 
-    def _run_validation(self) -> dict[str, float]:
+    def _run_validation(self) -> Mapping[str, float]:
+        """Validate on the main process, log it, and keep the weights if they are the best."""
         assert self._validate is not None  # _is_validation has asked
-        started = time.perf_counter()
-        figures = {f"val_{k}": v for k, v in self._validate().items()}
-        figures["val_seconds"] = time.perf_counter() - started
-        tqdm.write(" ".join(f"{k}={v:.4f}" for k, v in figures.items()))
+        figures: Mapping[str, float] = {}
+        if self.world.is_main:
+            started = time.perf_counter()
+            with self._state.averaged():
+                figures = self._validate()
+            self._warn_of_divergence(figures)
+            self._state.keep_if_best(figures)
+            logged = {f"val_{name}": value for name, value in figures.items()}
+            logged["val_seconds"] = time.perf_counter() - started
+            self._log.write(self._state.step, logged)
+            tqdm.write(" ".join(f"{k}={v:.4f}" for k, v in logged.items()))
+        self.world.wait()
         return figures
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.options.output / "checkpoint.pt"
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be of this run."""
-        free = {"output", "workers", "device", "threads", "resume"}
-        free |= {"checkpoint_every", "log_every", "validate_every"}
-        fixed = {k: str(v) for k, v in asdict(self.options).items() if k not in free}
-        return {**fixed, "images": len(self._images)}
-
-    def _save(self, step: int) -> None:
-        state = {
-            "step": step,
-            "identity": json.dumps(self._identity()),
-            "module": self.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-        }
-        partial = self._checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._checkpoint)
-
-    def _restore(self) -> None:
-        try:
-            state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
-        except Exception as error:  # a broken pickle can fail in any way
-            raise TrainingError(
-                f"{self._checkpoint} cannot be read ({type(error).__name__}); remove it, or start "
-                "over with --no-resume"
-            ) from error
-        theirs, ours = json.loads(state["identity"]), self._identity()
-        different = {k: (theirs.get(k), v) for k, v in ours.items() if theirs.get(k) != v}
-        if different:
-            changes = ", ".join(f"{k}: {a} then, {b} now" for k, (a, b) in different.items())
-            raise TrainingError(
-                f"{self._checkpoint} is of another run ({changes}); use the same options, another "
-                "--output, or --no-resume"
+    def _warn_of_divergence(self, figures: Mapping[str, float]) -> None:
+        best = self._state.best
+        if best.name is None or best.value is None or best.name.startswith("-"):
+            return
+        value = figures[best.name]
+        if not value <= _DIVERGED * best.value:  # NaN too
+            logger.warning(
+                "validation %s is %.4g at step %d, %.4g at step %s: the run diverges; its best "
+                "weights are kept, a lower --lr (now %g) may do better",
+                *(best.name, value, self._state.step, best.value, best.step, self.options.lr),
             )
-        self.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._start = int(state["step"])
-        logger.info("resumed at step %d of %d", self._start, self.steps)
 
-
-class StepLog:
-    """``log.csv`` in long form (step, name, value), cut back to the checkpoint on resume."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def start(self, step: int) -> None:
-        """Drop everything after ``step``, which will be written again."""
-        rows: list[list[str]] = []
-        if step and self._path.exists():
-            with self._path.open(newline="") as file:
-                rows = [row for row in csv.reader(file) if row[0] != "step" and int(row[0]) <= step]
-        with self._path.open("w", newline="") as file:
-            csv.writer(file).writerows([["step", "name", "value"], *rows])
-
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Append one row per figure."""
-        with self._path.open("a", newline="") as file:
-            csv.writer(file).writerows(
-                [step, name, f"{value:.6g}"] for name, value in figures.items()
-            )
+    def _save(self) -> None:
+        if self.world.is_main:
+            self._file.save(self._state)
+        self.world.wait()

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,24 @@ def write_parquet(
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
     return path
+
+
+def write_tar(path: Path, members: Mapping[str, bytes], format: int = tarfile.USTAR_FORMAT) -> Path:
+    """A tar file of these members, in this order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_shard(path: Path, indices: Sequence[int], labelled: bool = True) -> Path:
+    """A WebDataset shard of digits: ``000007.cls`` and ``000007.png`` for digit 7, and so on."""
+    members: dict[str, bytes] = {}
+    for index in indices:
+        if labelled:
+            members[f"{index:06d}.cls"] = str(digit_label(index)).encode()
+        members[f"{index:06d}.png"] = encoded(index)
+    return write_tar(path, members)

@@ -1,140 +1,22 @@
-"""Training a bank by self-distillation."""
+"""Training a bank, from options to files."""
 
 import json
-import random
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.core import zoo
-from tests.core.pictures import write_folder
+from tests.core.pictures import encoded, write_folder
 from tocom_core import Bank, CompressedViT, WeightMerger, load_model
-from tocom_core.bank_header import BankHeader
-from tocom_core.distillation import (
-    CompensatedViT,
-    DistillOptions,
-    SelfDistillation,
-    main,
-    soft_target_loss,
-    train_bank,
-)
-from tocom_core.errors import DataError
+from tocom_core.distillation import DistillOptions, main, train_bank
+from tocom_core.errors import BankError, DataError, TrainingError
 from tocom_core.models import save_model
+from tocom_core.self_distillation import SelfDistillation
 
 K, RANK = 4, 2
-
-
-def make_bank(model: CompressedViT) -> Bank:
-    """A bank that fits the model, with random ``A`` and ``B``."""
-    bank = Bank(BankHeader("", model.embed_dim, model.depth, K, RANK))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in bank.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return bank
-
-
-@pytest.mark.parametrize(("r_source", "r_target"), [(0, 0), (0, 3), (3, 1), (4, 0), (1, 4)])
-@torch.no_grad()
-def test_training_s_forward_is_serving_s_forward(r_source: int, r_target: int) -> None:
-    """What training computes with the bank is what merged weights compute when served."""
-    student_model, served = (
-        CompressedViT(zoo.build("test_vit")),
-        CompressedViT(zoo.build("test_vit")),
-    )
-    bank = make_bank(student_model)
-    student = CompensatedViT(student_model, bank)
-    images = zoo.photos(served.vit)
-
-    merger = WeightMerger(served, bank, r_source)
-    merger.set_target(r_target)
-    torch.testing.assert_close(
-        student(images, r_source, r_target), served(images, r_target), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_only_the_bank_learns() -> None:
-    """The backbone is frozen; of the bank, the groups between the degrees get gradients."""
-    model = CompressedViT(zoo.build("test_vit"))
-    student = CompensatedViT(model, make_bank(model))
-    assert {name.split(".")[0] for name, p in student.named_parameters() if p.requires_grad} == {
-        "bank"
-    }
-    student(zoo.photos(model.vit), 1, 3).sum().backward()
-    for layer in range(model.depth):
-        for p in "qv":
-            gradient = student.bank.factors(layer, p)[1].grad
-            assert gradient is not None
-            used = (gradient.abs().sum(dim=0) > 0).tolist()
-            assert used == [False] * RANK + [True] * 2 * RANK + [False] * RANK
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_the_bank_learns_to_bring_the_logits_back() -> None:
-    """Forty steps on one pair of degrees win back most of what merging changed."""
-    model = CompressedViT(zoo.build("test_vit"))
-    student = CompensatedViT(model, Bank(BankHeader("", model.embed_dim, model.depth, K, RANK)))
-    student.bank.reset_parameters(torch.Generator().manual_seed(0))
-    images = zoo.photos(model.vit, 16)
-    teacher = model(images, 0).detach()
-    optimizer = torch.optim.Adam(student.bank.parameters(), lr=0.02)
-    losses = []
-    for _ in range(40):
-        loss = soft_target_loss(teacher, student(images, 0, K))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
-
-
-def test_soft_target_loss_is_the_mean_divergence_over_images() -> None:
-    """``T² KL(teacher ‖ student)``, per image, not per logit; zero only for equal distributions."""
-    generator = torch.Generator().manual_seed(0)
-    teacher, student = torch.randn(2, 5, 7, generator=generator).unbind(0)
-    for temperature in (1.0, 3.0):
-        p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
-        expected = temperature**2 * (p * (p / q).log()).sum() / 5
-        torch.testing.assert_close(soft_target_loss(teacher, student, temperature), expected)
-    assert float(soft_target_loss(teacher, teacher + 2.0)) == pytest.approx(0.0, abs=1e-6)
-
-
-class Recorder:
-    """Stands in for the student and writes down the degrees that it is asked for."""
-
-    def __init__(self) -> None:
-        self.bank = Bank(BankHeader("", 8, 1, K, 1))
-        self.teachers: list[int] = []
-        self.pairs: list[tuple[int, int]] = []
-
-    def model(self, images: Tensor, r: int) -> Tensor:
-        """Answer as the teacher."""
-        self.teachers.append(r)
-        return images.flatten(1)
-
-    def __call__(self, images: Tensor, r_source: int, r_target: int) -> Tensor:
-        """Answer as the student."""
-        self.pairs.append((r_source, r_target))
-        return images.flatten(1)
-
-
-def test_every_step_draws_two_different_degrees() -> None:
-    """Pairs are uniform over all ``m ≠ n`` from 0 to K, and the teacher runs at ``m`` unchanged."""
-    loaded = load_model("test_vit", pretrained=False)
-    recorder = Recorder()
-    objective = SelfDistillation(recorder, loaded, 1.0)  # type: ignore[arg-type]
-    random.seed(0)
-    images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    for step in range(600):
-        objective(step, images, torch.zeros(1))
-    assert recorder.teachers == [m for m, _ in recorder.pairs]
-    assert all(m != n for m, n in recorder.pairs)
-    counts = {pair: recorder.pairs.count(pair) for pair in recorder.pairs}
-    assert len(counts) == (K + 1) * K
-    assert max(counts.values()) < 3 * 600 / len(counts)
 
 
 @pytest.fixture(scope="module")
@@ -156,13 +38,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(data: Path, model: Path, output: Path, **changes: Any) -> DistillOptions:
     """Six steps of eight images."""
     fields: dict[str, Any] = {
-        "data": str(data),
+        "data": (str(data),),
         "model": str(model),
         "output": output,
         "num_groups": K,
         "rank": RANK,
         "epochs": 1.0,
         "batch_size": 8,
+        "accumulate": 1,
         "val_images": 16,
         "workers": 0,
         "device": "cpu",
@@ -192,7 +75,9 @@ def test_command_line_from_end_to_end(
     model = CompressedViT(loaded.vit)
     WeightMerger(model, bank).set_target(K)
     assert any(matrix.any() for pair in bank.delta(0, K).values() for matrix in pair)
-    assert json.loads((tmp_path / "train.json").read_text())["kl"] >= 0
+    figures = json.loads((tmp_path / "train.json").read_text())
+    assert figures["score"] > 0
+    assert f"score {figures['score']:.3f}" in (tmp_path / "report.md").read_text()
 
 
 def test_an_interrupted_run_ends_in_the_same_bank(
@@ -200,7 +85,7 @@ def test_an_interrupted_run_ends_in_the_same_bank(
 ) -> None:
     """Resumed from its checkpoint, the pairs of degrees and the images are the same."""
     whole = Bank.load(train_bank(options(digits, backbone, tmp_path / "whole")))
-    original = SelfDistillation.__call__
+    original = SelfDistillation.forward
 
     def interrupted(self: Any, step: int, *args: Any) -> Any:
         if step == 4:
@@ -208,7 +93,7 @@ def test_an_interrupted_run_ends_in_the_same_bank(
         return original(self, step, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SelfDistillation, "__call__", interrupted)
+        patch.setattr(SelfDistillation, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_bank(options(digits, backbone, tmp_path / "parts"))
     resumed = Bank.load(train_bank(options(digits, backbone, tmp_path / "parts")))
@@ -226,14 +111,113 @@ def test_a_bank_for_pruning_without_proportional_attention(
         main(f"--data {digits} --model {backbone} --output {tmp_path} --method prun".split())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rank": 1},
+        {"rank": 8},
+        {"shared": True},
+        {"inversion": False},
+        {"loss": "cross-entropy"},
+        {"loss": "l1"},
+        {"adapter_dropout": 0.1, "drop_path": 0.1, "ema": 0.9},
+        {"mixup": 0.8, "cutmix": 1.0, "auto_augment": "rand-m9-mstd0.5-inc1", "erasing": 0.25},
+        {"anchor_share": 0.0, "temperature": 2.0, "scaling": 0.05},
+        {"accumulate": 2, "amp": True},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_every_variant_trains_and_is_served(
+    backbone: Path, digits: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """The paper's ablations and recipe are options; each bank loads, merges, changes something."""
+    bank = Bank.load(train_bank(options(digits, backbone, tmp_path, **changes)))
+    for name in {"rank", "shared", "inversion", "scaling"} & changes.keys():
+        assert getattr(bank.header, name) == changes[name]
+    model = CompressedViT(load_model(backbone).vit)
+    pristine = {name: value.clone() for name, value in model.state_dict().items()}
+    merger = WeightMerger(model, bank)
+    for r in (K, 1, 0):
+        merger.set_target(r)
+        same = [torch.equal(value, pristine[name]) for name, value in model.state_dict().items()]
+        assert all(same) == (r == 0)
+
+
+def test_a_backbone_without_a_head_is_distilled_by_its_features(
+    digits: Path, tmp_path: Path
+) -> None:
+    """An MAE or DINO backbone: L1 between final features; the bank serves it."""
+    vit = zoo.named("vit_mini_conv4_32", depth=2, img_size=16, num_classes=0)()
+    zoo.randomise(vit)
+    headless = tmp_path / "model.safetensors"
+    save_model(headless, vit, (), model_args={"depth": 2, "img_size": 16})
+    bank = Bank.load(train_bank(options(digits, headless, tmp_path / "out", lr=1e-3, epochs=8.0)))
+    assert bank.provenance["score"] < 1.0, "on held-out images it is closer than without a bank"
+    with pytest.raises(DataError, match="no classifier, so --loss kl means nothing"):
+        train_bank(options(digits, headless, tmp_path / "kl", loss="kl"))
+
+
+def test_a_bank_can_be_refined(backbone: Path, digits: Path, tmp_path: Path) -> None:
+    """Training goes on from a bank, on the served model; another kind of bank is refused."""
+    first = train_bank(options(digits, backbone, tmp_path / "first", lr=1e-2))
+    same = options(digits, backbone, tmp_path / "second", init_bank=first, lr=0.0)
+    assert Bank.load(train_bank(same)).digest == Bank.load(first).digest
+    other = options(digits, backbone, tmp_path / "third", init_bank=first, rank=1)
+    with pytest.raises(BankError, match=r"cannot be gone on from.*rank: 2 there, 1 here"):
+        train_bank(other)
+
+
+def test_a_model_of_another_degree_is_the_anchor_of_its_bank(digits: Path, tmp_path: Path) -> None:
+    """For a model fine-tuned at r=2 the pairs start at 2, and so does the validation."""
+    vit = zoo.named("vit_mini_conv4_32", depth=2, img_size=16)()
+    zoo.randomise(vit)
+    model = tmp_path / "model.safetensors"
+    arguments = {"depth": 2, "img_size": 16}
+    names = tuple("0123456789")
+    save_model(model, vit, names, model_args=arguments, tocom={"r_source": 2})
+    train_bank(options(digits, model, tmp_path / "out"))
+    figures = json.loads((tmp_path / "out/train.json").read_text())
+    assert {"bank_2_to_0", "bank_2_to_4", "bank_4_to_0"} <= figures.keys()
+    assert "bank_0_to_3" not in figures
+
+
+def test_a_run_that_breaks_leaves_its_best_bank(
+    backbone: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not finite ends the run; what was best until then can be used."""
+    original = SelfDistillation.forward
+
+    def breaks(self: Any, step: int, *args: Any) -> Any:
+        loss, figures = original(self, step, *args)
+        return loss * (math.nan if step == 8 else 1.0), figures
+
+    monkeypatch.setattr(SelfDistillation, "forward", breaks)
+    with pytest.raises(TrainingError, match="step 8 has the loss nan"):
+        train_bank(options(digits, backbone, tmp_path, epochs=2.0))
+    bank = Bank.load(tmp_path / "best.safetensors")
+    assert bank.provenance["interrupted"] is True
+    assert any(matrix.any() for pair in bank.delta(0, K).values() for matrix in pair)
+
+
+def test_a_bank_that_is_worse_than_none_is_warned_of(
+    backbone: Path, digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Far too high a learning rate gives a bank that harms; the run says so, and what to do."""
+    train_bank(options(digits, backbone, tmp_path, lr=0.3))
+    assert "worse than no bank" in caplog.text
+    assert "lower --lr (now 0.3)" in caplog.text
+
+
 def test_what_cannot_be_distilled_is_refused(
     backbone: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """More held-out images than half, and a backbone without a classifier."""
+    """More held-out images than half; labels that are missing where they are asked for."""
     with pytest.raises(DataError, match="--val-images 40 is too many of 64"):
         train_bank(options(digits, backbone, tmp_path, val_images=40))
-    headless = tmp_path / "model.safetensors"
-    save_model(headless, zoo.named("test_vit", num_classes=0)(), ())
-    argv = f"--data {digits} --model {headless} --output {tmp_path}"
-    assert main(argv.split()) == 1
-    assert "no classifier" in capsys.readouterr().err
+    unlabelled = tmp_path / "flat"
+    unlabelled.mkdir()
+    for number in range(40):
+        (unlabelled / f"{number}.png").write_bytes(encoded(number))
+    argv = f"--data {unlabelled} --model {backbone} --output {tmp_path} --loss cross-entropy"
+    assert main([*argv.split(), "--val-images", "4", "--num-groups", "4"]) == 1
+    assert "has the label None, but --loss cross-entropy needs" in capsys.readouterr().err

@@ -224,6 +224,93 @@ def test_arguments_that_timm_refuses_are_refused(tmp_path: Path) -> None:
             load_model(path)
 
 
+@pytest.mark.parametrize("key", ["mlp.adapter.down.weight", "adaptmlp.down_proj.weight"])
+def test_adapters_without_a_header_of_ours_are_refused(tmp_path: Path, key: str) -> None:
+    """Weights alone do not say the adapters' scale: the file is refused, and the reason told."""
+    path = tmp_path / "test_vit.safetensors"
+    save_file({**small().state_dict(), f"blocks.0.{key}": torch.zeros(4, 64)}, path)
+    with pytest.raises(CheckpointError, match=rf"blocks.0.{key}.*no header of ours says their sc"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "recorded", [{"bottleneck": 4}, {"bottleneck": "4", "scale": 1.0}, {"scale": -1.0}, 5, {}, []]
+)
+def test_a_header_with_malformed_adapters_is_refused(tmp_path: Path, recorded: Any) -> None:
+    """What is recorded must name bottleneck and scale, and the weights must be of that size."""
+    path = tmp_path / "model.safetensors"
+    save_model(path, small(), LABELS, tocom={"adaptformer": recorded})
+    with pytest.raises(CheckpointError, match=r"model.safetensors (records the adap|does not fit)"):
+        load_model(path)
+
+
+# --- Changes before training ----------------------------------------------------------------------
+
+
+def test_another_image_size_resamples_and_is_recorded(tmp_path: Path) -> None:
+    """Position embeddings are resampled as timm does, and ``model_args`` records the size."""
+    vit = small()
+    path = tmp_path / "model.safetensors"
+    save_model(path, vit, LABELS)
+    loaded = load_model(path, img_size=64)
+    grid = timm.layers.resample_abs_pos_embed(vit.pos_embed, (4, 4), num_prefix_tokens=1)
+    torch.testing.assert_close(loaded.vit.pos_embed, grid)
+    assert loaded.transform(Image.new("RGB", (100, 60))).shape == (3, 64, 64)
+    assert (loaded.input_size, dict(loaded.model_args)) == ((3, 64, 64), {"img_size": 64})
+    assert torch.equal(loaded.vit.blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight)
+    again = tmp_path / "again.safetensors"
+    save_model(again, loaded.vit, LABELS, model_args=loaded.model_args)
+    assert_same_model(load_model(again), loaded.vit)
+    assert load_model(again, img_size=160).input_size == (3, 160, 160)
+    assert load_model("test_vit", img_size=64, pretrained=False).input_size == (3, 64, 64)
+
+
+def test_weights_of_a_local_hub_folder_take_another_size_and_head(tmp_path: Path) -> None:
+    """What timm itself fetches goes through the same changes as a file of ours."""
+    vit = small()
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    cfg = {"mean": [0.1] * 3, "num_classes": 7, "classifier": "head"}
+    config = {"architecture": "test_vit", "num_classes": 7, "pretrained_cfg": cfg}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_model(f"local-dir:{tmp_path}", img_size=64, num_classes=3)
+    assert loaded.vit(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    assert loaded.mean == (0.1, 0.1, 0.1)
+    assert torch.equal(loaded.vit.blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight)
+
+
+def test_drop_path_is_for_training_only(tmp_path: Path) -> None:
+    """Stochastic depth is set up in every block after the first, and never stored."""
+    path = tmp_path / "model.safetensors"
+    save_model(path, small(), LABELS)
+    loaded = load_model(path, drop_path=0.3)
+    assert loaded.vit.blocks[-1].drop_path2.drop_prob == pytest.approx(0.3)
+    assert dict(loaded.model_args) == {}
+    named = load_model("test_vit", drop_path=0.3, pretrained=False)
+    assert named.vit.blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
+
+
+def test_a_size_that_timm_refuses_is_refused(tmp_path: Path) -> None:
+    """An image smaller than a patch is the caller's mistake, not a failure to fetch."""
+    path = tmp_path / "model.safetensors"
+    save_model(path, small(), LABELS)
+    for name in (path, "test_vit"):
+        with pytest.raises(
+            CheckpointError, match=r"img_size \(8, 8\) is less than one patch of test_vit"
+        ):
+            load_model(name, img_size=8, pretrained=False)
+
+
+def test_a_bad_argument_is_not_called_a_failure_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TypeError of timm's about an argument is passed on as what it is."""
+
+    def refuse(name: str, **arguments: Any) -> None:
+        raise TypeError("unexpected keyword argument 'img_size'")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(CheckpointError, match=r"timm refuses \(TypeError\).*'img_size'"):
+        load_model("test_vit", img_size=64)
+
+
 # --- Names ----------------------------------------------------------------------------------------
 
 

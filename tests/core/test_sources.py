@@ -1,46 +1,21 @@
-"""Data sets in folders and parquet files, and what is said of those that cannot be read."""
+"""Which kind of data set a place is, its parts, and several places as one pool."""
 
-import io
-import struct
-import zlib
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from tests.core.pictures import digit, digit_label, encoded, write_folder, write_parquet
+from tests.core.pictures import (
+    digit_label,
+    encoded,
+    write_folder,
+    write_parquet,
+    write_shard,
+    write_tar,
+)
 from tocom_core.errors import DataError
-from tocom_core.sources import UNREADABLE, SubsetSource, decode_rgb, open_source
+from tocom_core.sources import ConcatSource, SubsetSource, open_pool, open_source
 
-# --- Folders --------------------------------------------------------------------------------------
-
-
-def test_folder_with_one_sub_folder_per_class(tmp_path: Path) -> None:
-    """Classes are the sub-folders in the order of their names; deeper folders belong to them."""
-    write_folder(tmp_path, 30)
-    deeper = tmp_path / "digit 3" / "more" / "x.PNG"
-    deeper.parent.mkdir()
-    deeper.write_bytes(encoded(3))
-    (tmp_path / "digit 3" / "notes.txt").write_text("no image")
-    (tmp_path / "digit 4" / "folder.png").mkdir()
-
-    source = open_source(tmp_path)
-    assert source.class_names == tuple(f"digit {i}" for i in range(10))
-    assert len(source) == 31
-    counts = [sum(digit_label(i) == d for i in range(30)) for d in range(10)]
-    counts[3] += 1
-    assert [sum(source.label(i) == d for i in range(31)) for d in range(10)] == counts
-    assert decode_rgb(source.image_bytes(0)).size == (8, 8)
-
-
-def test_folder_without_classes(tmp_path: Path) -> None:
-    """Images directly in the folder have no label."""
-    for i in range(3):
-        (tmp_path / f"{i}.png").write_bytes(encoded(i))
-    source = open_source(str(tmp_path))
-    assert (len(source), source.class_names) == (3, ())
-    assert [source.label(i) for i in range(3)] == [None] * 3
+# --- Places and their parts -----------------------------------------------------------------------
 
 
 def test_folder_with_parts(tmp_path: Path) -> None:
@@ -51,50 +26,20 @@ def test_folder_with_parts(tmp_path: Path) -> None:
     test = open_source(tmp_path, "test")
     assert len(test) == 10
     assert test.class_names[0].startswith("digit")
-    assert len(open_source(tmp_path / "train", "train")) == 20
+    assert len(open_source(str(tmp_path / "train"), "train")) == 20
 
 
 def test_a_part_that_must_exist(tmp_path: Path) -> None:
     """``need_split`` refuses a place without that part, so that nothing is validated on itself."""
     folder = write_folder(tmp_path / "images", 20)
     table = write_parquet(tmp_path / "t.parquet", [encoded(0)])
-    for place in (folder, table):
+    shard = write_shard(tmp_path / "shards" / "0.tar", range(3))
+    for place in (folder, table, shard):
         assert len(open_source(place, "test")) > 0
         with pytest.raises(DataError, match="no part named 'test'"):
             open_source(place, "test", need_split=True)
-
-
-def test_bad_folders_are_refused(tmp_path: Path) -> None:
-    """No folder, no image, and images both beside and in sub-folders."""
-    with pytest.raises(DataError, match=r"no data set at .*absent"):
-        open_source(tmp_path / "absent")
-    with pytest.raises(DataError, match=r"no image .*below"):
-        open_source(tmp_path)
-    write_folder(tmp_path, 5)
-    (tmp_path / "stray.png").write_bytes(encoded(0))
-    with pytest.raises(DataError, match="both directly and in sub-folders"):
-        open_source(tmp_path)
-
-
-# --- Parquet --------------------------------------------------------------------------------------
-
-
-def test_parquet_as_hugging_face_writes_it(tmp_path: Path) -> None:
-    """Images from structs, labels from their column, class names from the metadata."""
-    path = write_parquet(tmp_path / "t.parquet", [encoded(i) for i in range(4)], [1, 0, 1, 1], "ab")
-    source = open_source(path)
-    assert len(source) == 4
-    assert source.class_names == ("a", "b")
-    assert [source.label(i) for i in range(4)] == [1, 0, 1, 1]
-    assert [source.image_bytes(i) for i in range(4)] == [encoded(i) for i in range(4)]
-
-
-def test_parquet_with_plain_bytes_other_columns_and_no_metadata(tmp_path: Path) -> None:
-    """A column of bytes will do, under any name; without names or labels there are none."""
-    pq.write_table(pa.table({"img": [encoded(0)], "fine": [7]}), tmp_path / "t.parquet")
-    source = open_source(tmp_path / "t.parquet", image_column="img", label_column="fine")
-    assert (source.image_bytes(0), source.label(0), source.class_names) == (encoded(0), 7, ())
-    assert open_source(tmp_path / "t.parquet", image_column="img").label(0) is None
+    with pytest.raises(DataError, match=r"no \.tar file of split 'test'"):
+        open_source(shard.parent, "test", need_split=True)
 
 
 def test_parquet_folder_in_several_files_and_parts(tmp_path: Path) -> None:
@@ -108,38 +53,81 @@ def test_parquet_folder_in_several_files_and_parts(tmp_path: Path) -> None:
     test = open_source(tmp_path, "test")
     assert [test.label(i) for i in range(len(test))] == [3]
     assert len(open_source(tmp_path)) == 4
-    with pytest.raises(DataError, match=r"no parquet file of split 'validation'.*train-0000"):
+    with pytest.raises(DataError, match=r"no \.parquet file of split 'validation'.*train-0000"):
         open_source(tmp_path, "validation")
 
 
-def test_hidden_and_missing_labels_are_none(tmp_path: Path) -> None:
-    """The hub marks hidden labels with -1; a null is no label either."""
-    path = write_parquet(tmp_path / "t.parquet", [encoded(0)] * 3, [-1, None, 2])
-    source = open_source(path)
-    assert [source.label(i) for i in range(3)] == [None, None, 2]
+def test_shards_by_file_folder_braces_and_part(tmp_path: Path) -> None:
+    """One shard, all below a folder in the order of their names, those of a range, or of a part."""
+    for number in range(3):
+        write_shard(tmp_path / f"train-{number:03d}.tar", range(4 * number, 4 * number + 4))
+    write_shard(tmp_path / "val" / "000.tar", range(20, 22))
+    assert len(open_source(tmp_path)) == 14
+    assert len(open_source(tmp_path / "train-001.tar")) == 4
+    source = open_source(f"{tmp_path}/train-{{001..002}}.tar")
+    assert [source.image_bytes(i) for i in range(8)] == [encoded(i) for i in range(4, 12)]
+    assert [source.label(i) for i in range(8)] == [digit_label(i) for i in range(4, 12)]
+    assert len(open_source(tmp_path, "train")) == 12
+    assert len(open_source(tmp_path, "val", need_split=True)) == 2
+    with pytest.raises(DataError, match=r"1 of 3 files are not there, first .*train-003\.tar"):
+        open_source(f"{tmp_path}/train-{{001..003}}.tar")
+    with pytest.raises(DataError, match=r"no data set at .*\{7\.\.9\}"):
+        open_source(f"{tmp_path}/{{7..9}}.tar")
 
 
-def test_bad_tables_are_refused(tmp_path: Path) -> None:
-    """A wrong column, no images in it, labels that are words, and a broken file."""
-    path = write_parquet(tmp_path / "t.parquet", [encoded(0)], ["cat"])
-    with pytest.raises(DataError, match=r"no column 'img' but \['image', 'label'\]"):
-        open_source(path, image_column="img")
-    with pytest.raises(DataError, match="'label' holds string, not class indices"):
-        open_source(path)
-    with pytest.raises(DataError, match="'label' holds string, not encoded images"):
-        open_source(path, image_column="label")
-    broken = tmp_path / "broken.parquet"
-    for content in (b"", b"noise", path.read_bytes()[:-20]):
-        broken.write_bytes(content)
-        with pytest.raises(DataError, match=r"broken\.parquet"):
-            open_source(broken)
+def test_a_split_means_nothing_where_files_name_none(tmp_path: Path) -> None:
+    """Files that are only numbered are not split: a usual word picks all of them."""
+    write_shard(tmp_path / "shards" / "00000.tar", range(4))
+    write_parquet(tmp_path / "tables" / "0000.parquet", [encoded(0)] * 3)
+    assert len(open_source(tmp_path / "shards", "train")) == 4
+    assert len(open_source(tmp_path / "tables", "train")) == 3
 
 
-def test_a_row_without_bytes_is_named(tmp_path: Path) -> None:
-    """An image that is only a path in the table cannot be had; the error says which row."""
-    source = open_source(write_parquet(tmp_path / "t.parquet", [encoded(0), None]))
-    with pytest.raises(DataError, match="row 1 holds no image bytes"):
-        source.image_bytes(1)
+def test_tables_that_describe_shards_are_no_data(tmp_path: Path) -> None:
+    """A parquet file beside the shard of its name holds metadata, not images."""
+    write_shard(tmp_path / "00000.tar", range(4))
+    write_parquet(tmp_path / "00000.parquet", [], image_column="url")
+    assert len(open_source(tmp_path)) == 4
+
+
+def test_shards_beside_images(tmp_path: Path) -> None:
+    """Which of both is meant must be said; the compressed original of a folder is left alone."""
+    write_folder(tmp_path / "images", 10)
+    (tmp_path / "images" / "download.tar.gz").write_bytes(b"an archive")
+    assert len(open_source(tmp_path / "images")) == 10
+    write_shard(tmp_path / "train.tar", range(3))
+    with pytest.raises(DataError, match=r"both image files and shards such as train\.tar"):
+        open_source(tmp_path)
+    write_folder(tmp_path / "train", 6)
+    assert len(open_source(tmp_path, "train")) == 6
+
+
+def test_compressed_shards_are_refused(tmp_path: Path) -> None:
+    """They are not taken for an empty folder."""
+    (tmp_path / "0.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    for place in (tmp_path, tmp_path / "0.tar.gz"):
+        with pytest.raises(DataError, match=r"0\.tar\.gz is compressed"):
+            open_source(place)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://example.org/train-{000..010}.tar", "s3://bucket/x.tar", "pipe:cat x.tar"],
+)
+def test_addresses_are_refused(address: str) -> None:
+    """What lies elsewhere has to be fetched first."""
+    with pytest.raises(DataError, match="is an address; download"):
+        open_source(address)
+
+
+def test_no_data_set_at_all(tmp_path: Path) -> None:
+    """An absent place, a file of another kind and a folder without data say what was expected."""
+    (tmp_path / "notes.txt").write_text("nothing")
+    for name in ("absent", "notes.txt"):
+        with pytest.raises(DataError, match=rf"no data set at .*{name}: expected a folder"):
+            open_source(tmp_path / name)
+    with pytest.raises(DataError, match=r"no image .*below"):
+        open_source(tmp_path)
 
 
 def test_hub_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +140,7 @@ def test_hub_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         open_source("hub:someone/something")
 
 
-# --- Parts and pictures ---------------------------------------------------------------------------
+# --- Subsets and pools ----------------------------------------------------------------------------
 
 
 def test_subset_picks_by_index(tmp_path: Path) -> None:
@@ -165,45 +153,74 @@ def test_subset_picks_by_index(tmp_path: Path) -> None:
     assert subset.class_names == ("a", "b", "c", "d")
     assert [subset.label(i) for i in range(2)] == [3, 1]
     assert subset.image_bytes(1) == encoded(1)
+    assert subset.name(1) == f"row 1 of {path}"
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
-def test_every_format_decodes_to_rgb(kind: str) -> None:
-    """What a data set may hold comes out as RGB."""
-    image = decode_rgb(encoded(0, kind))
-    assert (image.mode, image.size) == ("RGB", (8, 8))
+def test_several_places_are_one_pool(tmp_path: Path) -> None:
+    """Images of all kinds of places stand one after the other; one place is just itself."""
+    folder = write_folder(tmp_path / "images", 10)
+    table = write_parquet(tmp_path / "t.parquet", [encoded(i) for i in range(20, 23)])
+    shard = write_shard(tmp_path / "shards" / "0.tar", range(30, 35)).parent
+    pool = open_pool([folder, str(table), shard])
+    assert len(pool) == 18
+    contents = [pool.image_bytes(i) for i in range(18)]
+    assert sorted(contents[:10]) == sorted(encoded(i) for i in range(10))
+    assert contents[10:] == [encoded(i) for i in (*range(20, 23), *range(30, 35))]
+    assert [pool.name(i).rsplit(" of ")[-1] for i in (10, 13)] == [str(table), str(shard / "0.tar")]
+    assert not isinstance(open_pool([table]), ConcatSource)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
-def test_every_mode_decodes_to_rgb(mode: str) -> None:
-    """Grey, palette, transparent, CMYK and 16-bit images come out as RGB."""
-    buffer = io.BytesIO()
-    digit(0).convert("L").convert(mode).save(buffer, "TIFF" if mode == "CMYK" else "PNG")
-    assert decode_rgb(buffer.getvalue()).mode == "RGB"
+def test_a_pool_has_labels_if_its_parts_agree_on_classes(tmp_path: Path) -> None:
+    """Class 1 of one set is not class 1 of another; then the pool is unlabelled."""
+
+    def table(name: str, labels: list[int], names: str) -> Path:
+        return write_parquet(tmp_path / name, [encoded(0)] * len(labels), labels, names)
+
+    one, same = table("1.parquet", [0, 1], "ab"), table("2.parquet", [1], "ab")
+    other, nameless = table("3.parquet", [0], "ba"), table("4.parquet", [1], "")
+    pool = open_pool([one, same])
+    assert (pool.class_names, [pool.label(i) for i in range(3)]) == (("a", "b"), [0, 1, 1])
+    for different in (other, nameless):
+        pool = open_pool([one, different])
+        assert (pool.class_names, [pool.label(i) for i in range(3)]) == ((), [None] * 3)
 
 
-def _bomb() -> bytes:
-    """A small PNG that claims to be 60,000 x 60,000 pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + checksum
-
-    size = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"not an image", encoded(0)[:40], encoded(0, "JPEG")[:120], _bomb()],
-    ids=["empty", "text", "cut png", "cut jpeg", "bomb"],
-)
-def test_what_is_no_image_raises_what_callers_expect(content: bytes) -> None:
-    """Every failure to decode is one of ``UNREADABLE``."""
-    with pytest.raises(UNREADABLE):
-        decode_rgb(content)
+def test_a_cap_takes_evenly_spread_images(tmp_path: Path) -> None:
+    """``PLACE@N`` takes at most N, from all over the place, the same ones each time."""
+    table = write_parquet(tmp_path / "t.parquet", [encoded(i) for i in range(9)], list(range(9)))
+    pool = open_pool([f"{table}@3"])
+    assert [pool.label(i) for i in range(len(pool))] == [0, 3, 6]
+    assert [len(open_pool([f"{table}@{n}"])) for n in (1, 8, 9, 1000)] == [1, 8, 9, 9]
+    assert len(open_pool([f"{table}@2", table])) == 11
+    with pytest.raises(DataError, match="@0 takes no image"):
+        open_pool([f"{table}@0"])
+    with pytest.raises(DataError, match=r"no data set at .*absent:"):
+        open_pool([tmp_path / "absent@3"])
 
 
-def test_the_picture_is_the_one_that_was_written() -> None:
-    """Decoding a lossless file gives the very pixels."""
-    assert decode_rgb(encoded(5)).tobytes() == digit(5).tobytes()
+def test_a_place_whose_name_looks_like_a_cap(tmp_path: Path) -> None:
+    """What is there under the very name is taken as it is, and can be capped in turn."""
+    folder = write_folder(tmp_path / "icons@2", 10)
+    assert len(open_pool([folder])) == 10
+    assert len(open_pool([f"{folder}@4"])) == 4
+
+
+def test_a_pool_of_shards_that_a_shell_has_spelled_out(tmp_path: Path) -> None:
+    """Unquoted braces arrive as single files: the same images, and still their labels."""
+    files = [write_shard(tmp_path / f"{n}.tar", range(3 * n, 3 * n + 3)) for n in range(3)]
+    pool, folder = open_pool(files), open_source(tmp_path)
+    assert [pool.image_bytes(i) for i in range(9)] == [folder.image_bytes(i) for i in range(9)]
+    assert [pool.label(i) for i in range(9)] == [digit_label(i) for i in range(9)]
+
+
+def test_an_empty_pool_is_refused() -> None:
+    """At least one place must be named."""
+    with pytest.raises(DataError, match="no data set was named"):
+        open_pool([])
+
+
+def test_a_pool_in_which_one_place_is_bad(tmp_path: Path) -> None:
+    """The error is that of the place."""
+    empty = write_tar(tmp_path / "t.tar", {})
+    with pytest.raises(DataError, match=r"no image in .*t\.tar"):
+        open_pool([write_folder(tmp_path / "images", 3), empty])

@@ -14,15 +14,9 @@ from torch import Tensor, nn
 
 from tests.core.pictures import write_folder
 from tocom_core.data import TrainingImages
-from tocom_core.errors import DataError, TrainingError
+from tocom_core.errors import DataError, DataWarning, TrainingError
 from tocom_core.sources import open_source
-from tocom_core.training import (
-    LoopOptions,
-    StepLog,
-    TrainingLoop,
-    learning_rate,
-    parameter_groups,
-)
+from tocom_core.training import LoopOptions, RunReport, TrainingLoop
 
 STEPS_PER_EPOCH = 5  # 20 images, 4 a step
 STEPS = 8
@@ -59,14 +53,15 @@ class Interruption(Exception):
     """The machine went away."""
 
 
-class Loss:
+class Loss(nn.Module):
     """Cross entropy that can fail or break at a step, and writes down what it saw."""
 
     def __init__(self, module: nn.Module, stop: int = -1, breaks: int = -1) -> None:
+        super().__init__()
         self._module, self._stop, self._break = module, stop, breaks
         self.seen: list[tuple[int, float]] = []
 
-    def __call__(
+    def forward(
         self, step: int, images: Tensor, labels: Tensor
     ) -> tuple[Tensor, Mapping[str, float]]:
         """Compute the loss of one step, unless it is the one to fail at."""
@@ -97,7 +92,7 @@ def train(images: TrainingImages, chosen: LoopOptions, **loss: int) -> tuple[Lea
     """One run of a fresh learner."""
     learner = Learner()
     objective = Loss(learner, **loss)
-    TrainingLoop(learner, images, chosen, objective).run()
+    TrainingLoop(learner, objective, images, chosen).run()
     return learner, objective
 
 
@@ -145,7 +140,7 @@ def test_no_resume_starts_over(images: TrainingImages, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.5}, {"seed": 1}, {"batch_size": 5}, {"epochs": 3.0}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 5}, {"epochs": 3.0}, {"ema": 0.9}])
 def test_a_checkpoint_of_another_run_is_refused(
     images: TrainingImages, tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -174,12 +169,16 @@ def test_a_broken_checkpoint_is_refused(
         train(images, options(tmp_path))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(images: TrainingImages, tmp_path: Path) -> None:
-    """The error says where; the last checkpoint is kept, and a run can go on from it."""
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 6.*--lr"):
-        train(images, options(tmp_path), breaks=6)
-    _, loss = train(images, options(tmp_path))
-    assert [step for step, _ in loss.seen] == [4, 5, 6, 7]
+@pytest.mark.parametrize("breaks", [0, 5, 6])
+def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_lost(
+    images: TrainingImages, tmp_path: Path, caplog: pytest.LogCaptureFixture, breaks: int
+) -> None:
+    """The weights of the step before are in the checkpoint; with a lower rate the run goes on."""
+    with pytest.raises(TrainingError, match=rf"step {breaks} has the loss nan.*lower --lr"):
+        train(images, options(tmp_path), breaks=breaks)
+    _, loss = train(images, options(tmp_path, lr=5e-3, clip_grad=0.5))
+    assert [step for step, _ in loss.seen] == list(range(breaks, STEPS))
+    assert "lr: 0.01 then, 0.005 now" in caplog.text
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step(
@@ -188,11 +187,14 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step(
     """A finite loss with an infinite slope must not reach the weights."""
     learner = Learner()
 
-    def steep(step: int, x: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, float]]:
-        return (learner.classify.weight * 0).abs().sqrt().sum(), {}
+    class Steep(nn.Module):
+        def forward(
+            self, step: int, x: Tensor, labels: Tensor
+        ) -> tuple[Tensor, Mapping[str, float]]:
+            return (learner.classify.weight * 0).abs().sqrt().sum(), {}
 
-    with pytest.raises(TrainingError, match="the gradient norm is nan at step 0"):
-        TrainingLoop(learner, images, options(tmp_path, warmup_steps=0), steep).run()
+    with pytest.raises(TrainingError, match=r"step 0 has the loss 0\.0 and the gradient norm nan"):
+        TrainingLoop(learner, Steep(), images, options(tmp_path, warmup_steps=0)).run()
     assert torch.isfinite(learner.classify.weight).all()
 
 
@@ -206,7 +208,7 @@ def test_the_loop_learns_and_logs(images: TrainingImages, tmp_path: Path) -> Non
         return {"top1": 0.5}
 
     chosen = options(tmp_path, epochs=12.0, lr=0.05, validate_every=4.0)
-    TrainingLoop(learner, images, chosen, Loss(learner), validate).run()
+    TrainingLoop(learner, Loss(learner), images, chosen, validate).run()
 
     rows = read_log(tmp_path)
     assert rows[0] == ["step", "name", "value"]
@@ -228,7 +230,7 @@ def test_the_loop_learns_and_logs(images: TrainingImages, tmp_path: Path) -> Non
 def test_gradients_are_clipped(images: TrainingImages, tmp_path: Path) -> None:
     """The gradient that reaches the optimizer is no longer than ``clip_grad``."""
     learner = Learner()
-    loop = TrainingLoop(learner, images, options(tmp_path, clip_grad=1e-3), Loss(learner))
+    loop = TrainingLoop(learner, Loss(learner), images, options(tmp_path, clip_grad=1e-3))
     loop.run()
     norm = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None]).norm()
     assert float(norm) <= 1.001e-3
@@ -240,51 +242,121 @@ def test_too_few_images_are_refused(images: TrainingImages, tmp_path: Path) -> N
         train(images, options(tmp_path, batch_size=64))
 
 
-def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    """Linear to the peak, then half a cosine."""
-    rates = [learning_rate(step, 100, 2.0, 10) for step in range(101)]
-    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-    assert rates[10] == 2.0
-    assert rates[55] == pytest.approx(1.0)
-    assert rates[100] == pytest.approx(0.0)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert learning_rate(0, 1, 2.0, 0) == 2.0
+def test_figures_are_logged_as_means_also_across_a_resume(
+    images: TrainingImages, tmp_path: Path
+) -> None:
+    """A line of the log is the mean of the steps since the line before, however they were run."""
+    train(images, options(tmp_path / "each", log_every=1))
+    with pytest.raises(Interruption):
+        train(images, options(tmp_path / "means", log_every=3, checkpoint_every=5), stop=6)
+    train(images, options(tmp_path / "means", log_every=3, checkpoint_every=5))
+
+    def losses(folder: str) -> dict[int, float]:
+        rows = read_log(tmp_path / folder)
+        return {int(step): float(value) for step, name, value in rows[1:] if name == "loss"}
+
+    each, means = losses("each"), losses("means")
+    assert list(means) == [3, 6, 8]
+    assert means[6] == pytest.approx((each[4] + each[5] + each[6]) / 3, rel=1e-4)
+    assert means[8] == pytest.approx((each[7] + each[8]) / 2, rel=1e-4)
 
 
-def test_only_matrices_decay() -> None:
-    """Biases, norms and what the module exempts are not decayed; frozen ones are left out."""
-
-    class Module(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear, self.norm = nn.Linear(2, 3), nn.LayerNorm(3)
-            self.token = nn.Parameter(torch.zeros(1, 1, 3))
-            self.frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
-
-        def no_weight_decay(self) -> set[str]:
-            return {"token"}
-
-    module = Module()
-    decayed, plain = parameter_groups(module, 0.1)
-    assert decayed["weight_decay"] == 0.1
-    assert [id(p) for p in decayed["params"]] == [id(module.linear.weight)]
-    assert plain["weight_decay"] == 0.0
-    assert len(plain["params"]) == 4
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    images: TrainingImages, tmp_path: Path
+) -> None:
+    """Two forward passes of two images take the step that one of four takes."""
+    once, _ = train_without_dropout(images, options(tmp_path / "1"))
+    twice, report = train_without_dropout(
+        images, options(tmp_path / "2", batch_size=2, accumulate=2)
+    )
+    assert report.steps == STEPS
+    torch.testing.assert_close(twice.classify.weight, once.classify.weight, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(once.classify.weight, Learner().classify.weight)
 
 
-def test_step_log_is_cut_back(tmp_path: Path) -> None:
-    """Rows after the step that a run goes on from are dropped; from 0 on everything is new."""
-    log = StepLog(tmp_path / "log.csv")
-    log.start(0)
-    for step in (1, 2, 3):
-        log.write(step, {"a": step / 3, "b": 1.0})
-    log.start(2)
-    assert read_log(tmp_path) == [
-        ["step", "name", "value"],
-        ["1", "a", "0.333333"],
-        ["1", "b", "1"],
-        ["2", "a", "0.666667"],
-        ["2", "b", "1"],
-    ]
-    log.start(0)
-    assert read_log(tmp_path) == [["step", "name", "value"]]
+def train_without_dropout(images: TrainingImages, chosen: LoopOptions) -> tuple[Learner, RunReport]:
+    """A run in which only the images matter."""
+    learner = Learner()
+    learner.dropout.p = 0.0
+    return learner, TrainingLoop(learner, Loss(learner), images, chosen).run()
+
+
+@pytest.mark.parametrize(("name", "kept"), [("score", 10), ("-score", 15), (None, 20)])
+def test_the_best_weights_are_kept(
+    images: TrainingImages, tmp_path: Path, name: str | None, kept: int
+) -> None:
+    """By the figure that was named, low or high; else the last; a resume does not forget them."""
+    weights: dict[int, Tensor] = {}
+    scores = iter([3.0, 1.0, 9.0, 2.0])
+    learner = Learner()
+
+    def validate() -> Mapping[str, float]:
+        weights[5 * (len(weights) + 1)] = learner.classify.weight.detach().clone()
+        return {"score": next(scores)}
+
+    chosen = options(tmp_path, epochs=4.0, validate_every=1.0)
+    report = TrainingLoop(learner, Loss(learner), images, chosen, validate, name).run()
+    assert report.best_step == (kept if name else None)
+    assert torch.equal(learner.classify.weight, weights[kept])
+    assert report.final == {"score": 2.0}
+
+    again = Learner()
+    TrainingLoop(again, Loss(again), images, chosen, validate, name).run()
+    assert torch.equal(again.classify.weight, weights[kept])
+
+
+def test_a_run_that_diverges_is_warned_of(
+    images: TrainingImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A validation far above the best one says so, with the step to go back to."""
+    scores = iter([1.0, 1.4, 1.6])
+    learner = Learner()
+    chosen = options(tmp_path, epochs=3.0)
+    validate = lambda: {"score": next(scores)}  # noqa: E731
+    TrainingLoop(learner, Loss(learner), images, chosen, validate, "score").run()
+    assert caplog.text.count("the run diverges") == 1
+    assert "score is 1.6 at step 15, 1 at step 5" in caplog.text
+
+
+def test_the_moving_average_is_what_a_run_delivers(images: TrainingImages, tmp_path: Path) -> None:
+    """It is validated and kept; it lags behind the last weights; a resumed run has the same."""
+    seen: list[Tensor] = []
+    learner = Learner()
+
+    def validate() -> Mapping[str, float]:
+        seen.append(learner.classify.weight.detach().clone())
+        return {}
+
+    plain, _ = train(images, options(tmp_path / "plain"))
+    chosen = options(tmp_path / "ema", ema=0.9, validate_every=0)
+    TrainingLoop(learner, Loss(learner), images, chosen, validate).run()
+    assert torch.equal(learner.classify.weight, seen[-1])
+    start = Learner().classify.weight
+    assert (learner.classify.weight - start).norm() < 0.9 * (plain.classify.weight - start).norm()
+
+    with pytest.raises(Interruption):
+        train(images, options(tmp_path / "parts", ema=0.9), stop=6)
+    resumed, _ = train(images, options(tmp_path / "parts", ema=0.9))
+    assert torch.equal(resumed.classify.weight, learner.classify.weight)
+
+
+def test_large_steps_scale_the_learning_rate(images: TrainingImages, tmp_path: Path) -> None:
+    """DeiT's rule acts from 256 images a step on, and can be turned off."""
+    learner = Learner()
+
+    def peak(**changes: Any) -> float:
+        chosen = options(tmp_path, lr=1e-3, batch_size=4, **changes)
+        return TrainingLoop(learner, Loss(learner), images, chosen).peak_lr
+
+    assert peak() == 1e-3
+    assert peak(accumulate=256) == 2e-3
+    assert peak(accumulate=256, lr_scale=False) == 1e-3
+
+
+def test_unreadable_images_are_counted(images: TrainingImages, tmp_path: Path) -> None:
+    """A run goes on past them and says how many there were."""
+    bad = sorted(tmp_path.rglob("*.png"))[0]
+    bad.write_bytes(b"not an image")
+    with pytest.warns(DataWarning, match="cannot be read"):
+        _, report = train_without_dropout(images, options(tmp_path / "out", epochs=2.0))
+    assert report.skipped == 2
