@@ -257,7 +257,7 @@ def load_engine(settings: Settings) -> Engine:
         labels=settings.labels,
         r_source=settings.r_source,
     )
-    path = find_bank(settings.model, settings.bank)
+    path = find_bank(settings.model, settings.bank, loaded)
     return Engine(loaded, None if path is None else Bank.load(path), settings)
 
 

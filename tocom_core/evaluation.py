@@ -59,7 +59,9 @@ class EvaluateOptions:
 
     model: str = option("default", help="default, a timm name, or a checkpoint")
     architecture: str | None = option(None, help="timm name, for a checkpoint that does not say it")
-    bank: str = option("auto", help="a bank file, none, or auto: the one beside the model")
+    bank: str = option(
+        "auto", help="a bank file, none, or auto: the one beside the model, or shipped for it"
+    )
     data: str = option(help="images, labelled or not: folder, parquet, or hub:owner/name")
     split: str | None = option(
         "test", help="parquet files with this word in their path, or the sub-folder of this name"
@@ -155,7 +157,7 @@ def _prepare(options: EvaluateOptions) -> _Subject:
     images = open_images(place, loaded)
     if not images.labelled:
         logger.info("%s has no labels: agreement and KL are reported, accuracy is not", place)
-    path = find_bank(options.model, options.bank)
+    path = find_bank(options.model, options.bank, loaded)
     bank = None if path is None else Bank.load(path)
     prop_attn = options.prop_attn
     if prop_attn is None:

@@ -16,7 +16,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from tocom_core.bank import backbone_digest
+from tocom_core.bank import Bank, backbone_digest
 from tocom_core.checkpoint import Config
 from tocom_core.errors import DeviceError
 from tocom_core.labels import class_labels
@@ -117,15 +117,23 @@ def default_model_path() -> Path:
     return weights_folder() / DEFAULT_ARCHITECTURE / "model.safetensors"
 
 
-def find_bank(model: str | Path, bank: str = "auto") -> Path | None:
+def find_bank(
+    model: str | Path, bank: str = "auto", loaded: LoadedModel | None = None
+) -> Path | None:
     """Where a model's bank lies.
 
     Args:
         model: ``"default"``, a model file, or a timm name.
-        bank: a file, ``"none"``, or ``"auto"`` for ``bank.safetensors`` beside the model file.
+        bank: a file; ``"none"``; or ``"auto"`` for ``bank.safetensors`` beside the model file, else
+            the bank that is shipped for the backbone of the model.
+        loaded: the model itself, to find a shipped bank by the backbone that it is, or was
+            fine-tuned from.
 
     Returns:
         the file; ``None`` if none is wanted, or ``auto`` finds none.
+
+    Raises:
+        BankError: a shipped bank cannot be read.
     """
     if bank == "none":
         return None
@@ -133,7 +141,17 @@ def find_bank(model: str | Path, bank: str = "auto") -> Path | None:
         return Path(bank).expanduser()
     file = default_model_path() if model == "default" else Path(model).expanduser()
     beside = file.with_name("bank.safetensors")
-    return beside if file.is_file() and beside.is_file() else None
+    if file.is_file() and beside.is_file():
+        return beside
+    return None if loaded is None else _shipped_bank(loaded)
+
+
+def _shipped_bank(loaded: LoadedModel) -> Path | None:
+    """The bank in ``weights/`` for exactly this backbone."""
+    path = weights_folder() / loaded.architecture / "bank.safetensors"
+    if path.is_file() and Bank.load(path).backbone_digest in (loaded.digest, loaded.trained_from):
+        return path
+    return None
 
 
 def load_model(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from timm.data import create_transform, resolve_data_config
 from timm.models.vision_transformer import VisionTransformer
 
 from tests.core import zoo
-from tocom_core import CompressedViT, LoadedModel, load_model
+from tocom_core import Bank, CompressedViT, LoadedModel, load_model
 from tocom_core.bank import backbone_digest
+from tocom_core.bank_header import BankHeader
 from tocom_core.errors import CheckpointError, DeviceError, UnsupportedModelError
 from tocom_core.evaluation import predict, top1
-from tocom_core.models import default_model_path, find_bank, pick_device, save_model
+from tocom_core.models import default_model_path, describe, find_bank, pick_device, save_model
 from tocom_core.sources import SubsetSource, open_source
 
 LABELS = tuple(f"kind {i}" for i in range(7))
@@ -389,6 +391,41 @@ def test_a_bank_is_found_beside_its_model(tmp_path: Path) -> None:
     assert find_bank("vit_tiny_patch16_224") is None
     beside.unlink()
     assert find_bank(model) is None
+
+
+def test_a_shipped_bank_is_found_by_its_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``auto`` takes the bank in ``weights/`` for the backbone, its copies and its fine-tunes."""
+    backbone = describe(small(), "test_vit")
+    folder = tmp_path / "weights" / backbone.architecture
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("tocom_core.models.weights_folder", lambda: tmp_path / "weights")
+    header = BankHeader("", 64, 2, 4, 1, backbone_digest=backbone.digest)
+    Bank(header).save(folder / "bank.safetensors")
+    shipped = folder / "bank.safetensors"
+
+    assert find_bank("mine.safetensors", "auto", backbone) == shipped
+    assert find_bank("mine.safetensors", "none", backbone) is None
+    tuned = replace(backbone, digest="another", trained_from=backbone.digest)
+    assert find_bank("mine.safetensors", "auto", tuned) == shipped
+    stranger = replace(backbone, digest="another")
+    assert find_bank("mine.safetensors", "auto", stranger) is None
+    beside = tmp_path / "bank.safetensors"
+    beside.touch()
+    (tmp_path / "mine.safetensors").touch()
+    assert find_bank(tmp_path / "mine.safetensors", "auto", backbone) == beside
+
+
+def test_a_float16_copy_has_the_backbone_s_digest(tmp_path: Path) -> None:
+    """A bank made on one fits the other without a warning; another weight is another backbone."""
+    vit = small()
+    save_model(tmp_path / "test_vit.safetensors", vit, LABELS, dtype=torch.float16)
+    copy = load_model(tmp_path / "test_vit.safetensors")
+    assert copy.digest == backbone_digest(vit)
+    with torch.no_grad():
+        vit.blocks[0].attn.qkv.weight[0, 0] += 0.01
+    assert copy.digest != backbone_digest(vit)
 
 
 # --- Labels ---------------------------------------------------------------------------------------
