@@ -65,8 +65,8 @@ class PairGrid:
         """Measure.
 
         Returns:
-            ``score``, the mean over pairs of the distance with the bank in units of the distance
-            without it (1: the bank does nothing; lower is better), and both distances per pair.
+            ``score``, the sum over pairs of the distance with the bank in units of the sum without
+            it (1: the bank does nothing; lower is better), and both distances per pair.
         """
         self._student.eval()
         device = next(self._student.parameters()).device
@@ -74,8 +74,8 @@ class PairGrid:
             if not self._teachers:
                 self._prepare()
             banked = {pair: self._mean_distance(pair, with_bank=True) for pair in self.pairs}
-        ratios = [banked[pair] / plain for pair, plain in self._plain.items() if plain > _NOTHING]
-        figures = {"score": sum(ratios) / len(ratios) if ratios else 1.0}
+        plain = sum(self._plain.values())
+        figures = {"score": sum(banked.values()) / plain if plain > _NOTHING else 1.0}
         for name, distances in (("bank", banked), ("plain", self._plain)):
             figures |= {f"{name}_{m}_to_{n}": value for (m, n), value in distances.items()}
         return figures

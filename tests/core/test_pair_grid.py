@@ -65,8 +65,8 @@ def test_the_grid_measures_what_serving_would(tmp_path: Path) -> None:
         for name, logits in (("plain", plain), ("bank", banked)):
             expected = float(kl_divergence(teacher, logits).mean())
             assert figures[f"{name}_{m}_to_{n}"] == pytest.approx(expected, rel=0.01)
-    ratios = [figures[f"bank_{p}"] / figures[f"plain_{p}"] for p in ("0_to_3", "3_to_1")]
-    assert figures["score"] == pytest.approx(sum(ratios) / 2)
+    sums = [sum(figures[f"{n}_{p}"] for p in ("0_to_3", "3_to_1")) for n in ("bank", "plain")]
+    assert figures["score"] == pytest.approx(sums[0] / sums[1])
     assert figures["score"] != pytest.approx(1.0, abs=1e-3)
 
 
