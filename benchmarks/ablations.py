@@ -26,7 +26,7 @@ from tocom_core.distillation import DistillOptions, train_bank
 from tocom_core.models import default_model_path
 from tocom_core.options import parse_options
 from tocom_core.predictions import Variant, VariantRunner
-from tocom_core.sources import open_source
+from tocom_core.sources import open_pool
 
 PAIRS = ((0, 16), (0, 12), (16, 0))
 VARIANTS: Mapping[str, str] = {
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--high", required=True, help="the model fine-tuned at r_source=16")
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--test-images", type=int, default=5000, help="spread over the test split")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to PyTorch")
     own, passed_on = _split_arguments(sys.argv[1:])
     options = parser.parse_args(own)
@@ -93,7 +94,7 @@ def _bank(name: str, flags: str, options: argparse.Namespace, passed_on: list[st
 
 def _evaluate(banks: Mapping[str, Bank], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Top-1 of each variant for each pair, and its gain over plain merging."""
-    source = open_source(options.data, "test")
+    source = open_pool([f"{options.data}@{options.test_images}"], "test")
     rights: dict[tuple[str, int, int], torch.Tensor] = {}
     for path, own in ((options.model, 0), (options.high, 16)):
         loaded = load_model(path)
@@ -102,7 +103,9 @@ def _evaluate(banks: Mapping[str, Bank], options: argparse.Namespace) -> list[di
         for name, bank in banks.items():
             model = CompressedViT(loaded.vit, bank.method, bank.prop_attn)
             targets = [r for source_r, r in PAIRS if source_r == own]
-            variants = [Variant(own, r, s) for r in targets for s in (None, bank.scaling)]
+            known = ("plain merging", own, targets[0]) in rights
+            scalings = (bank.scaling,) if known else (None, bank.scaling)
+            variants = [Variant(own, r, s) for r in targets for s in scalings]
             figures = VariantRunner(model, loaded, bank).figures(source, variants)
             for variant, found in figures.items():
                 label = "plain merging" if variant.scaling is None else name

@@ -231,7 +231,7 @@ class Engine:
 
     def _new_merger(self, scaling: float | None) -> WeightMerger | None:
         if self.bank is None:
-            logger.info("no bank: tokens are merged without compensation")
+            logger.info("no bank: tokens are %sd without compensation", self.model.method)
             self._scaling = None
             return None
         self._scaling = self.bank.scaling if scaling is None else scaling
@@ -262,15 +262,14 @@ def load_engine(settings: Settings) -> Engine:
 
 
 def _compressed(loaded: LoadedModel, bank: Bank | None, settings: Settings) -> CompressedViT:
-    """Wrap the model as the bank was trained with it, unless the settings say otherwise."""
-    method, prop_attn = settings.method, settings.prop_attn
+    """Wrap the model as it and its bank were trained, unless the settings say otherwise."""
+    method = settings.method
     if bank is not None and bank.method != method:
         if "method" in settings.model_fields_set:
             logger.warning("method=%s, but the bank was trained with %s", method, bank.method)
         else:
             method = bank.method
-    if prop_attn is None:
-        prop_attn = True if bank is None else bank.prop_attn
+    prop_attn = loaded.choose_prop_attn(settings.prop_attn, bank)
     return CompressedViT(loaded.vit, method, prop_attn).eval()
 
 

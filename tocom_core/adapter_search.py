@@ -7,8 +7,11 @@ where it stopped.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+
+from tocom_core.errors import DivergedError
 
 logger = logging.getLogger(__name__)
 
@@ -20,41 +23,58 @@ class Candidate:
     Attributes:
         scale: ``s``.
         top1: share of the held-out images that were classified rightly.
-        loss: mean cross-entropy on them, in nats.
+        loss: mean cross-entropy on them, in nats; not finite where the training diverged.
     """
 
     scale: float
     top1: float
     loss: float
 
+    @property
+    def learned(self) -> bool:
+        """Whether its training came to an end that can be judged."""
+        return math.isfinite(self.loss)
+
+    def as_row(self) -> dict[str, float | None]:
+        """For JSON, which has no word for a loss that is no number."""
+        return {
+            "scale": self.scale,
+            "top1": self.top1,
+            "loss": self.loss if self.learned else None,
+        }
+
 
 def search_scale(
-    scales: Sequence[float], judge: Callable[[float], Mapping[str, float]]
-) -> tuple[float, list[dict[str, float]]]:
+    scales: Sequence[float], judge: Callable[[float], Mapping[str, float]], lr: float
+) -> tuple[float, list[dict[str, float | None]]]:
     """Try each scale and take the best.
 
     Args:
         scales: the candidates.
         judge: trains with a scale and gives ``top1`` and ``loss`` on the held-out images.
+        lr: the learning rate they are trained with, for the error.
 
     Returns:
-        the scale with the highest top-1, of equals the one with the lowest loss; and the table of
-        candidates, for the records.
+        of those with a finite loss, the scale with the highest top-1, of equals the one with the
+        lowest loss; and the table of candidates, for the records.
+
+    Raises:
+        DivergedError: no candidate has a finite loss.
     """
     candidates = []
     for scale in scales:
         figures = judge(scale)
         candidates.append(Candidate(scale, figures["top1"], figures["loss"]))
         logger.info("adapter scale %g: %.2f %%", scale, 100 * figures["top1"])
-    best = max(candidates, key=_merit)
+    learned = [candidate for candidate in candidates if candidate.learned]
+    if not learned:
+        raise DivergedError(
+            f"--adapter-scale {' '.join(f'{scale:g}' for scale in scales)}: none of them has a "
+            f"finite loss; give a lower --lr (now {lr:g}), or smaller scales"
+        )
+    best = max(learned, key=lambda candidate: (candidate.top1, -candidate.loss))
     logger.info("%s", _as_text(candidates, best))
-    return best.scale, [asdict(candidate) for candidate in candidates]
-
-
-def _merit(candidate: Candidate) -> tuple[float, float]:
-    """Higher is better; a loss that is no number counts as the worst."""
-    known = candidate.loss == candidate.loss
-    return candidate.top1, -candidate.loss if known else float("-inf")
+    return best.scale, [candidate.as_row() for candidate in candidates]
 
 
 def _as_text(candidates: Sequence[Candidate], best: Candidate) -> str:

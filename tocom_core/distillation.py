@@ -9,7 +9,7 @@ import logging
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,75 +19,28 @@ from torch import nn
 
 from tocom_core.bank import Bank
 from tocom_core.bank_header import BankHeader
+from tocom_core.class_matching import match_classes
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.data import TrainingImages, augmentation
-from tocom_core.distributed import World, joined_world
+from tocom_core.distill_options import DistillOptions
+from tocom_core.distributed import World, is_main_process, joined_world
 from tocom_core.errors import BankError, DataError, DivergedError, TocomError
 from tocom_core.models import LoadedModel, load_model, pick_device
-from tocom_core.options import command_line, option, parse_options
+from tocom_core.options import command_line, parse_options
 from tocom_core.pair_grid import PairGrid, as_markdown, grid_of_pairs
-from tocom_core.schedule import Method
 from tocom_core.self_distillation import (
     Classification,
     CompensatedViT,
     Distance,
-    LossName,
     PairSampler,
     SelfDistillation,
     feature_distance,
     soft_target_divergence,
 )
 from tocom_core.sources import ImageSource, SubsetSource, open_pool
-from tocom_core.training import LoopOptions, RunReport, TrainingLoop
+from tocom_core.training import RunReport, TrainingLoop
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillOptions(LoopOptions):
-    """Options of ``tocom train``."""
-
-    data: tuple[str, ...] = option(
-        help="folders of images, parquet files, WebDataset shards (train-{000..010}.tar), "
-        "hub:owner/name; PLACE@2000 takes at most 2000 of a place; several make one pool; labels "
-        "are not used"
-    )
-    split: str | None = option(None, help="only parquet files whose name holds this")
-    image_column: str = option("image", help="parquet column of the images")
-    label_column: str = option("label", help="parquet column of the labels (cross-entropy only)")
-    model: str = option(help="the backbone: a timm name or a checkpoint")
-    architecture: str | None = option(None, help="timm name, for a checkpoint that does not say it")
-    init_bank: Path | None = option(None, help="a bank to go on from, instead of an untrained one")
-    num_groups: int = option(16, help="K, the highest degree that is compensated")
-    rank: int = option(2, help="h, rank of each group")
-    shared: bool = option(False, help="one group for all pairs instead of K (ablation)")
-    inversion: bool = option(True, help="off: a second set of groups for lower degrees (ablation)")
-    scaling: float = option(0.1, help="s, the factor on every delta")
-    method: Method = option("merge", help="how tokens are removed")
-    prop_attn: bool = option(True, help="proportional attention")
-    loss: LossName = option(
-        "auto",
-        help="auto: kl to soft targets, l1 between final features for a backbone without a head; "
-        "cross-entropy needs labels (ablation)",
-    )
-    temperature: float = option(1.0, help="of the soft targets")
-    anchor_share: float = option(
-        0.5, help="share of the pairs that start at the model's own degree; 0: all are uniform"
-    )
-    batch_size: int = option(16, help="images per forward pass and process")
-    accumulate: int = option(
-        2, help="forward passes, each with a pair of degrees of its own, that make one step"
-    )
-    lr: float = option(2e-3, help="peak learning rate of AdamW")
-    adapter_dropout: float = option(0.0, help="dropout between A and B")
-    drop_path: float = option(0.0, help="stochastic depth of the student")
-    min_scale: float = option(0.35, help="smallest area of a random crop")
-    color_jitter: float = option(0.4, help="strength of colour jitter")
-    auto_augment: str | None = option(None, help="timm policy, such as rand-m9-mstd0.5-inc1")
-    erasing: float = option(0.0, help="probability of random erasing")
-    mixup: float = option(0.0, help="mixup alpha")
-    cutmix: float = option(0.0, help="cutmix alpha")
-    val_images: int = option(256, help="images held out for the validation; 0 for none")
 
 
 def train_bank(options: DistillOptions, command: str = "") -> Path:
@@ -102,6 +55,7 @@ def train_bank(options: DistillOptions, command: str = "") -> Path:
         DataError, CheckpointError, BankError, UnsupportedModelError, TrainingError: with how to
         mend it.  When a run diverges, the best bank so far is left in ``best.safetensors``.
     """
+    options.check()
     if options.threads:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
@@ -121,10 +75,19 @@ class _Run:
         vit = loaded.vit.to(device)
         model = CompressedViT(vit, options.method, options.prop_attn)
         self._bank = _new_bank(options, loaded, model).to(device)
+        if options.loss == "l1":
+            vit.head = nn.Identity()  # final features, whether or not something classifies them
+        if options.num_groups > model.max_r:
+            logger.warning(
+                "--num-groups %d: this model can lose no more than %d tokens per layer, the groups "
+                "above that will do nothing",
+                *(options.num_groups, model.max_r),
+            )
         student = CompensatedViT(model, self._bank, options.adapter_dropout, options.drop_path)
         training, held_out = _split(options)
         if options.loss == "cross-entropy":
-            _check_labels(training, loaded)
+            training = match_classes(training, loaded)
+            _check_labels(training)
         distance = _distance(options, loaded)
         anchor = min(loaded.r_source, options.num_groups)
         grid = grid_of_pairs(options.num_groups, anchor)
@@ -142,6 +105,9 @@ class _Run:
             self._grid,
             "score" if self._grid else None,
             world,
+            facts={"backbone": loaded.digest},
+            validate_first=options.init_bank is not None,
+            all_learn=True,
         )
         self._images = len(images)
 
@@ -280,7 +246,8 @@ def _transform(options: DistillOptions, loaded: LoadedModel) -> Any:
 
 def _split(options: DistillOptions) -> tuple[ImageSource, ImageSource | None]:
     """Hold out evenly spread images for validation."""
-    source = open_pool(options.data, options.split, options.image_column, options.label_column)
+    labels = options.label_column if options.loss == "cross-entropy" else None
+    source = open_pool(options.data, options.split, options.image_column, labels)
     if not options.val_images:
         return source, None
     if options.val_images >= len(source) // 2:
@@ -293,15 +260,13 @@ def _split(options: DistillOptions) -> tuple[ImageSource, ImageSource | None]:
     return SubsetSource(source, rest), SubsetSource(source, sorted(held_out))
 
 
-def _check_labels(source: ImageSource, loaded: LoadedModel) -> None:
-    """Cross-entropy needs a label of the model's for every image."""
-    classes = loaded.vit.num_classes
+def _check_labels(source: ImageSource) -> None:
+    """Cross-entropy needs a label for every image."""
     for index in range(len(source)):
-        label = source.label(index)
-        if label is None or label >= classes:
+        if source.label(index) is None:
             raise DataError(
-                f"image {index} has the label {label}, but --loss cross-entropy needs one of the "
-                f"model's {classes} classes; use --loss kl, which needs no labels"
+                f"{source.name(index)} has no label, but --loss cross-entropy needs one for every "
+                "image; use --loss kl, which needs none"
             )
 
 
@@ -342,7 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(DistillOptions, argv, "tocom train", __doc__ or "")
     command = command_line("tocom train", argv)
     try:
-        print(train_bank(options, command))
+        path = train_bank(options, command)
+        if is_main_process():
+            print(path)
     except TocomError as error:
         print(f"tocom train: {error}", file=sys.stderr)
         return 1

@@ -3,10 +3,12 @@
 Without ``torchrun`` there is one process, and nothing here does anything.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -41,13 +43,20 @@ class World:
             return torch.device("cuda", self.local_rank)
         return device
 
-    def parallel(self, objective: nn.Module, device: torch.device) -> nn.Module:
-        """Average the gradients of all processes on each backward pass."""
+    def parallel(self, objective: nn.Module, device: torch.device, all_learn: bool) -> nn.Module:
+        """Average the gradients of all processes on each backward pass.
+
+        Args:
+            objective: computes the loss.
+            device: this process's.
+            all_learn: every pass has a gradient for every parameter, so none need be looked for.
+        """
         if self.size == 1:
             return objective
         devices = [device] if device.type == "cuda" else None
-        # A step may leave parameters out: a bank's other direction, say.
-        return DistributedDataParallel(objective, device_ids=devices, find_unused_parameters=True)
+        return DistributedDataParallel(
+            objective, device_ids=devices, find_unused_parameters=not all_learn
+        )
 
     def total(self, value: float, device: torch.device) -> float:
         """Sum of a number over all processes."""
@@ -71,6 +80,11 @@ class World:
             distributed.barrier()
 
 
+def is_main_process() -> bool:
+    """Whether ``torchrun`` has made this the first process, or there is only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def joined_world(device: torch.device) -> Iterator[World]:
     """Join the processes that ``torchrun`` has started, and leave them at the end.
@@ -90,12 +104,15 @@ def joined_world(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(world.device(device))
     try:
-        distributed.init_process_group(backend)
+        # One process validates while the others wait, and a test set may be large.
+        distributed.init_process_group(backend, timeout=timedelta(hours=24))
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"process {world.rank} of {size} cannot reach the others over {backend}: {error}; "
             "start all of them with torchrun, with the same --master-addr and --master-port"
         ) from error
+    if not world.is_main:
+        logging.getLogger().setLevel(logging.ERROR)  # one process speaks
     try:
         yield world
     finally:

@@ -54,7 +54,7 @@ def finetune(options: FinetuneOptions, command: str = "") -> Path:
     device = pick_device(options.device)
     with joined_world(device) as world:
         parts = _open_parts(options)
-        table: list[dict[str, float]] = []
+        table: list[dict[str, float | None]] = []
         chosen = options
         if options.searches:
             scale, table = _find_scale(options, parts, world)
@@ -69,7 +69,7 @@ def finetune(options: FinetuneOptions, command: str = "") -> Path:
 
 def _find_scale(
     options: FinetuneOptions, parts: LabelledParts, world: World
-) -> tuple[float, list[dict[str, float]]]:
+) -> tuple[float, list[dict[str, float | None]]]:
     """The best of the adapters' scales, and how each did."""
     epochs = options.search_epochs or max(1.0, options.epochs / 10)
     epochs = min(epochs, options.epochs)
@@ -89,7 +89,7 @@ def _find_scale(
             logger.warning("adapter scale %g is out: %s", scale, error)
             return {"top1": 0.0, "loss": math.nan}
 
-    return search_scale(options.adapter_scale, judge)
+    return search_scale(options.adapter_scale, judge, options.lr)
 
 
 def _write(
@@ -114,13 +114,19 @@ def _write(
             "provenance": provenance,
         },
     )
-    (path.parent / "finetune.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    text = json.dumps(provenance, indent=2, allow_nan=False)
+    (path.parent / "finetune.json").write_text(text + "\n")
 
 
 def _provenance(options: FinetuneOptions, tuned: Tuned, parts: LabelledParts) -> dict[str, Any]:
     """What somebody needs to know who reads a figure, or wants to get it again."""
     best = options.select == "best"
-    test = None if parts.test is None else {"split": options.test_split, "images": len(parts.test)}
+    figures = {k: v if math.isfinite(v) else None for k, v in tuned.figures.items()}
+    unreadable = {k: int(figures.pop(k, 0) or 0) for k in ("unreadable", "test_unreadable")}
+    test = None
+    if parts.test is not None:
+        images = len(parts.test) - unreadable["test_unreadable"]
+        test = {"split": options.test_split, "images": images}
     left_out = ("output", "data", "model", "test_data", "workers", "threads", "resume")
     return {
         "seed": options.seed,
@@ -132,7 +138,8 @@ def _provenance(options: FinetuneOptions, tuned: Tuned, parts: LabelledParts) ->
         "best_step": tuned.report.best_step,
         "skipped": tuned.report.skipped,
         "recipe": {k: str(v) for k, v in asdict(options).items() if k not in left_out},
-        **tuned.figures,
+        **unreadable,
+        **figures,
     }
 
 

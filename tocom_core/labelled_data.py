@@ -5,7 +5,7 @@ adapters, the best step) both come out of the training data; the test data is on
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,8 +58,7 @@ def warn_of_empty_classes(source: ImageSource, names: tuple[str, ...]) -> None:
     present = set(_labels(source, "training"))
     missing = [name for number, name in enumerate(names) if number not in present]
     if missing:
-        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-        logger.warning("no training image of class %s%s", ", ".join(missing[:20]), more)
+        logger.warning("no training image of class %s", _listed(missing))
 
 
 def check_test_labels(source: ImageSource, names: tuple[str, ...]) -> None:
@@ -71,8 +70,8 @@ def check_test_labels(source: ImageSource, names: tuple[str, ...]) -> None:
     theirs = tuple(source.class_names)
     if theirs and theirs != names:
         raise DataError(
-            f"the classes of the test data, {', '.join(theirs[:9])}, are not those of the training "
-            f"data, {', '.join(names[:9])}"
+            "the classes of the test data are not those of the training data: "
+            f"{_difference(theirs, names)}; give both the same names in the same order"
         )
     largest = max(_labels(source, "test"))
     if largest >= len(names):
@@ -80,6 +79,22 @@ def check_test_labels(source: ImageSource, names: tuple[str, ...]) -> None:
             f"label {largest} occurs in the test data, but the training data has only "
             f"{len(names)} classes; a head for {largest + 1} needs training images of them"
         )
+
+
+def _difference(theirs: tuple[str, ...], names: tuple[str, ...]) -> str:
+    """In what the names of the test classes differ from those of the training classes."""
+    told = [
+        f"only the {part} data has {_listed([name for name in own if name not in set(others)])}"
+        for part, own, others in (("test", theirs, names), ("training", names, theirs))
+        if not set(own) <= set(others)
+    ]
+    return ", ".join(told) or "they come in another order"
+
+
+def _listed(words: Sequence[str], most: int = 20) -> str:
+    """The first words, and how many more there are."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def spread(source: ImageSource, count: int, seed: int) -> tuple[ImageSource, ImageSource]:

@@ -4,6 +4,7 @@ The ViT itself is built in ``model_building``, and written by ``model_files``, w
 imported from here as well.
 """
 
+import logging
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ __all__ = [
     "weights_folder",
 ]
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_ARCHITECTURE = "vit_mini_conv4_32"
 
 
@@ -54,6 +57,8 @@ class LoadedModel:
         transform: RGB image to uint8 tensor ``(3, H, W)``: timm's evaluation transform up to, but
             without, normalisation.
         r_source: the degree that the model was fine-tuned at.
+        prop_attn: whether it was fine-tuned with proportional attention; ``None`` if it does not
+            say, or was fine-tuned at ``r_source = 0``, where that changes nothing.
         digest: SHA-256 of the backbone's parameters, see ``bank.backbone_digest``.
         trained_from: digest of the backbone that the model was fine-tuned from, if it says so.
         evaluation: table of accuracy per degree from the file's header, if it has one.
@@ -70,6 +75,7 @@ class LoadedModel:
     std: tuple[float, ...]
     transform: Callable[[Image.Image], Tensor]
     r_source: int
+    prop_attn: bool | None
     digest: str
     trained_from: str | None
     evaluation: dict[str, Any] | None
@@ -81,6 +87,21 @@ class LoadedModel:
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         return ((images.float() / 255 - mean) / std).to(dtype)
+
+    def choose_prop_attn(self, wanted: bool | None, bank: Bank | None) -> bool:
+        """Proportional attention: as wanted, else as tuned, else as the bank was trained, else on.
+
+        The tuned weights go before the bank, whose deltas are small beside them; a warning tells
+        where the two disagree and nothing is wanted.
+        """
+        banks = None if bank is None or bank.method == "prune" else bank.prop_attn
+        if wanted is None and None not in (self.prop_attn, banks) and self.prop_attn != banks:
+            logger.warning(
+                "prop_attn=%s, with which %s was fine-tuned at r_source=%d, though the bank was "
+                "trained with %s; name one if another is meant",
+                *(self.prop_attn, self.name, self.r_source, banks),
+            )
+        return next((said for said in (wanted, self.prop_attn, banks) if said is not None), True)
 
 
 def pick_device(name: str) -> torch.device:
@@ -215,6 +236,7 @@ def describe(
         std=tuple(data["std"]),
         transform=create_transform(**data, is_training=False, normalize=False),
         r_source=int(tocom.get("r_source", 0)) if r_source is None else r_source,
+        prop_attn=tocom.get("prop_attn") if tocom.get("r_source") else None,
         digest=backbone_digest(vit),
         trained_from=tocom.get("trained_from"),
         evaluation=tocom.get("evaluation"),

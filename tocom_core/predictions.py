@@ -27,6 +27,8 @@ from tocom_core.sources import UNREADABLE, ImageSource, decode_rgb
 
 DECODERS = 4
 """Threads that decode the next batch while the model computes."""
+MEND = "mend or remove it"
+"""What can be done about an unreadable image, whoever reads it."""
 
 
 class Variant(NamedTuple):
@@ -51,19 +53,23 @@ def predict(
     source: ImageSource,
     r: int | Sequence[int] = 0,
     batch_size: int = 64,
+    *,
+    skip_unreadable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Logits of all images of a data set at one degree.
 
     Returns:
-        ``(N, C)`` float32 logits and ``(N,)`` int64 labels (-1 where there is none), on the CPU.
+        ``(N, C)`` float32 logits and ``(N,)`` int64 labels (-1 where there is none), on the CPU;
+        ``N`` is less than the source's length by the images that were skipped.
 
     Raises:
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, unless those are to be skipped; or none can.
     """
     weight = next(model.parameters())
     model.eval()
     logits, labels = [], []
-    for images, targets in read_batches(source, loaded.transform, batch_size):
+    batches = read_batches(source, loaded.transform, batch_size, skip_unreadable=skip_unreadable)
+    for images, targets in batches:
         out = model(loaded.normalize(images.to(weight.device), weight.dtype), r)
         logits.append(out.float().cpu())
         labels.append(targets)
@@ -79,6 +85,7 @@ class VariantRunner:
         bank: the compensator, if there is one.
         batch_size: images per forward pass.
         skip_unreadable: leave out images that cannot be read, instead of raising.
+        advice: what the error about such an image tells the user to do.
     """
 
     def __init__(
@@ -88,10 +95,12 @@ class VariantRunner:
         bank: Bank | None = None,
         batch_size: int = 64,
         skip_unreadable: bool = False,
+        advice: str = MEND,
     ) -> None:
         self.model = model.eval()
         self._loaded, self._bank = loaded, bank
         self._batch_size, self._skip_unreadable = batch_size, skip_unreadable
+        self._advice = advice
 
     def figures(
         self, source: ImageSource, variants: Sequence[Variant]
@@ -110,6 +119,7 @@ class VariantRunner:
             self._loaded.transform,
             self._batch_size,
             skip_unreadable=self._skip_unreadable,
+            advice=self._advice,
         )
         with tqdm(total=len(source), unit="image") as progress:
             for images, labels in batches:
@@ -180,6 +190,7 @@ def read_batches(
     batch_size: int,
     *,
     skip_unreadable: bool = False,
+    advice: str = MEND,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, transformed without randomness, decoded one batch ahead.
 
@@ -205,7 +216,7 @@ def read_batches(
             ahead.append({index: pool.submit(read, index) for index in indices})
             if len(ahead) == 1:
                 continue
-            images, labels = _collect(ahead.popleft(), source, skip_unreadable)
+            images, labels = _collect(ahead.popleft(), source, None if skip_unreadable else advice)
             if images:
                 empty = False
                 yield torch.stack(images), torch.tensor(labels)
@@ -214,20 +225,17 @@ def read_batches(
 
 
 def _collect(
-    futures: Mapping[int, Future[Tensor]], source: ImageSource, skip_unreadable: bool
+    futures: Mapping[int, Future[Tensor]], source: ImageSource, advice: str | None
 ) -> tuple[list[Tensor], list[int]]:
-    """Images and labels of one batch."""
+    """Images and labels of one batch; without advice, of those that can be read."""
     images, labels = [], []
     for index, future in futures.items():
         try:
             images.append(future.result())
         except UNREADABLE as error:
-            if skip_unreadable:
+            if advice is None:
                 continue
-            raise DataError(
-                f"{source.name(index)} cannot be read: {error}; mend or remove it, or "
-                "let `tocom evaluate --skip-unreadable` count such images and leave them out"
-            ) from error
+            raise DataError(f"{source.name(index)} cannot be read: {error}; {advice}") from error
         label = source.label(index)
         labels.append(-1 if label is None else label)
     return images, labels

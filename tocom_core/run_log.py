@@ -57,8 +57,8 @@ class TensorBoardLog:
         self._folder, self._open = folder, SummaryWriter
 
     def start(self, step: int) -> None:
-        """Hide everything after ``step``, which will be written again."""
-        self._writer = self._open(str(self._folder), purge_step=step + 1 if step else None)
+        """Hide everything after ``step``, which will be written again, or was written before."""
+        self._writer = self._open(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Append one point per figure."""

@@ -133,11 +133,23 @@ class RunState:
         finally:
             self.learner.load_state_dict(own)
 
-    def keep_if_best(self, figures: Mapping[str, float]) -> None:
-        """Remember the present weights if these are the best figures so far."""
-        if self.best.is_better(figures):
-            with self.averaged():
-                self.best.keep(figures, self.step, _copy(self.learner))
+    def keep_if_best(self, figures: Mapping[str, float]) -> bool:
+        """Remember the present weights if these are the best figures so far; whether they are."""
+        if not self.best.is_better(figures):
+            return False
+        with self.averaged():
+            self.best.keep(figures, self.step, _copy(self.learner))
+        return True
+
+    def rewind(self) -> bool:
+        """Go back to the best weights, with the moments of a new start; ``False`` without any."""
+        if not self.best.weights:
+            return False
+        self.learner.load_state_dict(self.best.weights)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.best.weights)
+        self.optimizer.state.clear()
+        return True
 
     def take_result(self) -> None:
         """Put into the learner what the run is to deliver: best, else averaged, else last."""
@@ -179,14 +191,13 @@ class RunFile:
     Args:
         folder: the output folder.
         options: the run's options, a dataclass; a checkpoint made with others is refused.
-        images: how many there are to train on.
-        processes: how many share the work.
+        facts: what else the checkpoint must agree in: how many images, processes, …
     """
 
-    def __init__(self, folder: Path, options: Any, images: int, processes: int) -> None:
+    def __init__(self, folder: Path, options: Any, facts: Mapping[str, Any]) -> None:
         self._path = folder / "checkpoint.pt"
         fixed = {k: str(v) for k, v in asdict(options).items() if k not in _FREE}
-        self._identity = {**fixed, "images": images, "processes": processes}
+        self._identity = {**fixed, **facts}
 
     def save(self, state: RunState) -> None:
         """Write it beside itself first, so that a crash leaves the last one whole."""
@@ -194,16 +205,16 @@ class RunFile:
         torch.save({"identity": json.dumps(self._identity), **state.state_dict()}, partial)
         partial.replace(self._path)
 
-    def restore(self, state: RunState, device: torch.device) -> None:
-        """Continue from the file, if there is one.
+    def restore(self, state: RunState) -> bool:
+        """Continue from the file; ``False`` if there is none.
 
         Raises:
             TrainingError: it cannot be read, or is of another run.
         """
         if not self._path.exists():
-            return
+            return False
         try:
-            stored = torch.load(self._path, map_location=device, weights_only=True)
+            stored = torch.load(self._path, map_location="cpu", weights_only=True)
             theirs = json.loads(stored["identity"])
             self._check(theirs)
             state.load_state_dict(stored)
@@ -214,7 +225,7 @@ class RunFile:
                 f"{self._path} cannot be read ({type(error).__name__}); remove it, or start "
                 "over with --no-resume"
             ) from error
-        logger.info("resumed after step %d", state.step)
+        return True
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
         """Refuse the checkpoint of another run."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import torch
 from timm.utils import ModelEmaV3
@@ -26,10 +25,10 @@ from tqdm import tqdm
 from tocom_core.attention import learning_kernels
 from tocom_core.data import EpochBatches, TrainingImages, seed_all
 from tocom_core.distributed import World
-from tocom_core.errors import DivergedError
+from tocom_core.errors import DivergedError, TrainingError
+from tocom_core.loop_options import LoopOptions
 from tocom_core.optimisation import learning_rate, parameter_groups, scaled_lr
-from tocom_core.options import option
-from tocom_core.run_log import LogKind, open_log
+from tocom_core.run_log import open_log
 from tocom_core.run_state import Best, Means, RunFile, RunState
 
 logger = logging.getLogger(__name__)
@@ -38,34 +37,6 @@ _DIVERGED = 1.5
 """A validation figure this many times the best one is worth a warning."""
 Batch = tuple[Tensor, Tensor, Tensor]
 """uint8 images ``(B, 3, H, W)``, int64 labels ``(B,)``, how many images were skipped ``(B,)``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopOptions:
-    """Options of every training run."""
-
-    output: Path = option(help="folder for the result, its checkpoints and its log")
-    epochs: float = option(10.0, help="passes over the data")
-    batch_size: int = option(128, help="images per forward pass and process")
-    accumulate: int = option(1, help="forward passes whose gradients make one step")
-    lr: float = option(1e-3, help="peak learning rate of AdamW")
-    lr_scale: bool = option(
-        True, help="multiply lr by batch/512, as DeiT does, where a step holds 256 images or more"
-    )
-    weight_decay: float = option(0.05, help="decoupled weight decay of matrices")
-    warmup_steps: int = option(0, help="steps of linear warm-up before the cosine")
-    clip_grad: float = option(1.0, help="largest gradient norm; 0 turns clipping off")
-    ema: float = option(0.0, help="decay of a moving average of the weights, the result; 0: none")
-    seed: int = option(0, help="decides every random draw")
-    workers: int = option(1, help="processes that decode and augment")
-    amp: bool = option(False, help="run forward passes in bfloat16")
-    device: str = option("auto", help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one")
-    threads: int = option(0, help="CPU threads; 0 leaves it to PyTorch")
-    checkpoint_every: int = option(500, help="steps between checkpoints")
-    log: LogKind = option("csv", help="where figures go: log.csv, TensorBoard events, or both")
-    log_every: int = option(50, help="steps between lines of the log")
-    validate_every: float = option(1.0, help="epochs between validations; 0: only at the end")
-    resume: bool = option(True, help="go on from the output folder's checkpoint, if it has one")
 
 
 @dataclass(frozen=True)
@@ -99,6 +70,10 @@ class TrainingLoop:
         best: the validation figure by which the best weights are kept, the lower the better;
             ``"-name"`` for the higher the better; ``None`` keeps the last weights.
         world: the processes of this run.
+        facts: what else a checkpoint must agree in, such as the digest of the backbone.
+        validate_first: also validate before the first step, so that a run which only makes things
+            worse delivers what it started from.
+        all_learn: every step has a gradient for every parameter of the learner.
     """
 
     def __init__(
@@ -110,11 +85,15 @@ class TrainingLoop:
         validate: Callable[[], Mapping[str, float]] | None = None,
         best: str | None = None,
         world: World | None = None,
+        *,
+        facts: Mapping[str, str] | None = None,
+        validate_first: bool = False,
+        all_learn: bool = False,
     ) -> None:
         self.learner, self.options, self.world = learner, options, world or World()
-        self._images, self._validate = images, validate
+        self._images, self._validate, self._validate_first = images, validate, validate_first
         self.device = next(learner.parameters()).device
-        self._objective = self.world.parallel(objective, self.device)
+        self._objective = self.world.parallel(objective, self.device, all_learn)
         self.images_per_step = options.batch_size * options.accumulate * self.world.size
         self.steps_per_epoch = len(images) // self.images_per_step
         self.steps = max(1, round(options.epochs * self.steps_per_epoch))
@@ -123,7 +102,8 @@ class TrainingLoop:
         self._optimizer = torch.optim.AdamW(parameter_groups(learner, options.weight_decay))
         ema = ModelEmaV3(learner, decay=options.ema) if options.ema else None
         self._state = RunState(learner, self._optimizer, ema, Best(best))
-        self._file = RunFile(options.output, options, len(images), self.world.size)
+        identity = {"images": len(images), "processes": self.world.size, **(facts or {})}
+        self._file = RunFile(options.output, options, identity)
         self._log = open_log(options.output, options.log if self.world.is_main else "none")
         self._kernels = learning_kernels(self.device.type)
 
@@ -134,15 +114,17 @@ class TrainingLoop:
         named for it, else the moving average if there is one, else the last weights.
 
         Raises:
-            DivergedError: loss or gradients are not finite; what was learned is in the checkpoint.
+            DivergedError: loss or gradients are not finite; the checkpoint holds the best weights
+                before, or the last that it held.
             TrainingError: the checkpoint is of another run, or cannot be read.
         """
         started = time.perf_counter()
         self.options.output.mkdir(parents=True, exist_ok=True)
-        if self.options.resume:
-            self._file.restore(self._state, self.device)
+        self._restore()
         self._log.start(self._state.step)
         final: Mapping[str, float] = {}
+        if self._validate_first and self._validate and self._state.step == 0:
+            final = self._run_validation()
         with tqdm(
             total=self.steps,
             initial=self._state.step,
@@ -168,6 +150,21 @@ class TrainingLoop:
             logger.warning("%d times an unreadable image was passed over", skipped)
         seconds = time.perf_counter() - started
         return RunReport(self._state.step, seconds, skipped, final, self._state.best.step)
+
+    def _restore(self) -> None:
+        """Continue from the checkpoint, all processes from the same one."""
+        if self.options.resume and self._file.restore(self._state):
+            done = self._state.step >= self.steps
+            end = "; it is finished, --no-resume trains anew" if done else ""
+            logger.info("resumed after step %d of %d%s", self._state.step, self.steps, end)
+        leader = self.world.share(self._state.step)
+        if self.world.total(abs(leader - self._state.step), self.device):
+            raise TrainingError(
+                f"the processes found different checkpoints in {self.options.output}; put --output "
+                "on a folder that all machines share, or use --no-resume"
+            )
+        if not self.world.is_main:
+            self._state.skipped = 0  # the checkpoint holds the sum over all processes
 
     def take_best(self) -> bool:
         """Put the best weights so far into the learner; ``False`` if none were kept."""
@@ -200,11 +197,13 @@ class TrainingLoop:
             yield step
 
     def _step_or_save(self, micro_batches: list[Batch]) -> Mapping[str, float]:
-        """One step; when it fails, what was learned before it is written down."""
+        """One step; when it fails, the file is left at weights that a run can go on from."""
         try:
             return self._step(micro_batches)
         except DivergedError:
-            self._save()
+            # The present weights may be what is wrong: the best ones, or the last file, are not.
+            if self.world.is_main and self._state.rewind():
+                self._file.save(self._state)
             raise
 
     def _step(self, micro_batches: list[Batch]) -> Mapping[str, float]:
@@ -222,6 +221,7 @@ class TrainingLoop:
         figures = means.take()
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, options.clip_grad or math.inf)
+        figures["loss"] = self.world.total(figures["loss"], self.device) / self.world.size
         self._check_finite(figures["loss"], norm)  # before it reaches the weights
         self._optimizer.step()
         self._state.advance()
@@ -247,16 +247,18 @@ class TrainingLoop:
         if math.isfinite(loss) and torch.isfinite(norm):
             return
         raise DivergedError(
-            f"step {self._state.step} has the loss {loss} and the gradient norm {norm.item()}; "
-            f"what was learned before it is in {self.options.output}; go on from there with a "
-            f"lower --lr (now {self.options.lr}) or --clip-grad (now {self.options.clip_grad})"
+            f"step {self._state.step} has the loss {loss} and the gradient norm {norm.item()}; the "
+            f"checkpoint in {self.options.output}, if there is one yet, holds the best or the last "
+            "weights before it: start again with the same options and a lower --lr (now "
+            f"{self.options.lr}) or --clip-grad (now {self.options.clip_grad})"
         )
 
     def _is_validation(self, done: int) -> bool:
         if self._validate is None:
             return False
-        every = round(self.options.validate_every * self.steps_per_epoch)
-        return done == self.steps or (every > 0 and done % every == 0)
+        if done == self.steps or not self.options.validate_every:
+            return done == self.steps
+        return done % max(1, round(self.options.validate_every * self.steps_per_epoch)) == 0
 
     def _run_validation(self) -> Mapping[str, float]:
         """Validate on the main process, log it, and keep the weights if they are the best."""
@@ -264,16 +266,25 @@ class TrainingLoop:
         figures: Mapping[str, float] = {}
         if self.world.is_main:
             started = time.perf_counter()
-            with self._state.averaged():
-                figures = self._validate()
+            figures = self._validate_or_save(self._validate)
             self._warn_of_divergence(figures)
-            self._state.keep_if_best(figures)
+            if self._state.keep_if_best(figures):
+                self._file.save(self._state)
             logged = {f"val_{name}": value for name, value in figures.items()}
             logged["val_seconds"] = time.perf_counter() - started
             self._log.write(self._state.step, logged)
             tqdm.write(" ".join(f"{k}={v:.4f}" for k, v in logged.items()))
         self.world.wait()
         return figures
+
+    def _validate_or_save(self, validate: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+        """Validate; should that fail, the steps up to here are not lost."""
+        try:
+            with self._state.averaged():
+                return validate()
+        except Exception:
+            self._file.save(self._state)
+            raise
 
     def _warn_of_divergence(self, figures: Mapping[str, float]) -> None:
         best = self._state.best
@@ -288,6 +299,10 @@ class TrainingLoop:
             )
 
     def _save(self) -> None:
+        own = self._state.skipped
+        total = round(self.world.total(own, self.device))
         if self.world.is_main:
+            self._state.skipped = total
             self._file.save(self._state)
+            self._state.skipped = own
         self.world.wait()

@@ -56,7 +56,8 @@ def tune(
 
     Returns:
         the model and its figures: ``top1`` and ``loss`` (mean cross-entropy in nats) on the
-        held-out images, ``test_top1`` and ``test_loss`` on the test data, each if there are any.
+        held-out images, ``test_top1`` and ``test_loss`` on the test data, each if there are any;
+        ``unreadable`` and ``test_unreadable`` count images that were left out, where some were.
 
     Raises:
         CheckpointError, UnsupportedModelError, DataError, TrainingError: with how to mend it.
@@ -118,14 +119,31 @@ def _validation(
     sources = {prefix: source for prefix, source in judged.items() if source is not None}
 
     def validate() -> Mapping[str, float]:
-        figures = {}
+        figures: dict[str, float] = {}
         for prefix, source in sources.items():
-            logits, labels = predict(model, start, source, r)
-            figures[f"{prefix}top1"] = top1(logits, labels)
-            figures[f"{prefix}loss"] = float(nn.functional.cross_entropy(logits, labels))
+            found = _figures(model, start, source, r)
+            figures |= {f"{prefix}{name}": value for name, value in found.items()}
         return figures
 
     return validate if sources else None
+
+
+def _figures(
+    model: CompressedViT, start: LoadedModel, source: ImageSource, r: int
+) -> dict[str, float]:
+    """Figures of the images that can be read: one that cannot must not end a run that is done."""
+    logits, labels = predict(model, start, source, r, skip_unreadable=True)
+    figures = {
+        "top1": top1(logits, labels),
+        "loss": float(nn.functional.cross_entropy(logits, labels)),
+    }
+    left_out = len(source) - len(labels)
+    if left_out:
+        logger.warning(
+            "%d of %d images cannot be read; the figures leave them out", left_out, len(source)
+        )
+        figures["unreadable"] = left_out
+    return figures
 
 
 def _augmentation(options: FinetuneOptions, start: LoadedModel) -> Callable[[Image.Image], Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tocom_core import Bank, CompressedViT, WeightMerger, load_model
 from tocom_core.distillation import DistillOptions, main, train_bank
 from tocom_core.errors import BankError, DataError, TrainingError
 from tocom_core.models import save_model
-from tocom_core.self_distillation import SelfDistillation
+from tocom_core.self_distillation import Classification, SelfDistillation
 
 K, RANK = 4, 2
 
@@ -220,4 +221,71 @@ def test_what_cannot_be_distilled_is_refused(
         (unlabelled / f"{number}.png").write_bytes(encoded(number))
     argv = f"--data {unlabelled} --model {backbone} --output {tmp_path} --loss cross-entropy"
     assert main([*argv.split(), "--val-images", "4", "--num-groups", "4"]) == 1
-    assert "has the label None, but --loss cross-entropy needs" in capsys.readouterr().err
+    assert "has no label, but --loss cross-entropy needs one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"val_images": -4}, "--val-images -4 must be 0 or more"),
+        ({"adapter_dropout": 1.5}, "--adapter-dropout 1.5 must be from 0 to 1"),
+        ({"anchor_share": -0.1}, "--anchor-share -0.1 must be from 0 to 1"),
+        ({"mixup": 0.2, "batch_size": 5}, "--batch-size 5 with mixup or cutmix"),
+    ],
+)
+def test_values_that_no_distillation_can_have_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """Before anything is read, with what is allowed."""
+    with pytest.raises(TrainingError, match=message):
+        train_bank(options(tmp_path / "none", tmp_path / "none", tmp_path, **change))
+
+
+def test_refining_delivers_nothing_worse_than_its_start(
+    backbone: Path, digits: Path, tmp_path: Path
+) -> None:
+    """A learning rate that ruins the bank leaves it as it was."""
+    first = train_bank(options(digits, backbone, tmp_path / "first", lr=1e-3))
+    ruined = options(digits, backbone, tmp_path / "second", init_bank=first, lr=0.3)
+    assert Bank.load(train_bank(ruined)).digest == Bank.load(first).digest
+
+
+def test_labels_are_the_model_s_classes_by_name(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For cross-entropy a folder's classes are matched by name, whatever its alphabet says."""
+    vit = load_model(backbone).vit
+    names = tuple(f"digit {n}" for n in reversed(range(10)))
+    model = tmp_path / "model.safetensors"
+    save_model(model, vit, names, model_args={"depth": 2, "img_size": 16})
+    seen: set[int] = set()
+    original = Classification.forward
+
+    def watched(self: Any, step: int, images: Any, labels: Any) -> Any:
+        seen.update(labels.tolist())
+        return original(self, step, images, labels)
+
+    monkeypatch.setattr(Classification, "forward", watched)
+    few = write_folder(tmp_path / "zeros", 64)
+    for folder in few.iterdir():
+        if folder.name != "digit 0":
+            shutil.rmtree(folder)
+    zeros = options(few, model, tmp_path / "out", loss="cross-entropy", batch_size=2, val_images=0)
+    train_bank(zeros)
+    assert seen == {9}
+
+
+def test_l1_compares_features_also_where_there_is_a_head(
+    backbone: Path, digits: Path, tmp_path: Path
+) -> None:
+    """Whether something classifies them or not, final features are what L1 is between."""
+    bank = Bank.load(train_bank(options(digits, backbone, tmp_path, loss="l1")))
+    assert bank.backbone_digest == load_model(backbone).digest
+
+
+def test_groups_beyond_the_model_are_warned_of(
+    backbone: Path, digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """16 patches can lose 8 at most; what lies above does nothing."""
+    train_bank(options(digits, backbone, tmp_path, num_groups=12))
+    assert "can lose no more than 8 tokens per layer" in caplog.text

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from tests.core.pictures import write_folder
 from tocom_core.data import TrainingImages
-from tocom_core.errors import DataError, DataWarning, TrainingError
+from tocom_core.errors import DataError, DataWarning, DivergedError, TrainingError
+from tocom_core.loop_options import LoopOptions
 from tocom_core.sources import open_source
-from tocom_core.training import LoopOptions, RunReport, TrainingLoop
+from tocom_core.training import RunReport, TrainingLoop
 
 STEPS_PER_EPOCH = 5  # 20 images, 4 a step
 STEPS = 8
@@ -173,12 +174,114 @@ def test_a_broken_checkpoint_is_refused(
 def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_lost(
     images: TrainingImages, tmp_path: Path, caplog: pytest.LogCaptureFixture, breaks: int
 ) -> None:
-    """The weights of the step before are in the checkpoint; with a lower rate the run goes on."""
-    with pytest.raises(TrainingError, match=rf"step {breaks} has the loss nan.*lower --lr"):
+    """The last checkpoint is kept as it is; with a lower rate the run goes on from there."""
+    with pytest.raises(DivergedError, match=rf"step {breaks} has the loss nan.*lower --lr"):
         train(images, options(tmp_path), breaks=breaks)
     _, loss = train(images, options(tmp_path, lr=5e-3, clip_grad=0.5))
-    assert [step for step, _ in loss.seen] == list(range(breaks, STEPS))
-    assert "lr: 0.01 then, 0.005 now" in caplog.text
+    assert [step for step, _ in loss.seen] == list(range(4 * (breaks // 4), STEPS))
+    assert ("lr: 0.01 then, 0.005 now" in caplog.text) == (breaks >= 4)
+
+
+def test_a_run_that_breaks_goes_back_to_its_best_weights(
+    images: TrainingImages, tmp_path: Path
+) -> None:
+    """Weights that a high rate has ruined are not what the checkpoint holds; the best ones are."""
+    learner = Learner()
+    kept: list[Tensor] = []
+
+    def validate() -> Mapping[str, float]:
+        kept.append(learner.classify.weight.detach().clone())
+        return {"score": float(len(kept))}
+
+    chosen = options(tmp_path, epochs=3.0, lr=1.0, clip_grad=0, checkpoint_every=1)
+    broken = Loss(learner, breaks=12)
+    with pytest.raises(DivergedError):
+        TrainingLoop(learner, broken, images, chosen, validate, "score").run()
+    again = Learner()
+    seen: list[Tensor] = []
+
+    class Watch(Loss):
+        def forward(
+            self, step: int, images: Tensor, labels: Tensor
+        ) -> tuple[Tensor, Mapping[str, float]]:
+            seen.append(again.classify.weight.detach().clone())
+            return super().forward(step, images, labels)
+
+    calmer = options(tmp_path, epochs=3.0, lr=1e-3, clip_grad=0, checkpoint_every=1)
+    TrainingLoop(again, Watch(again), images, calmer, validate, "score").run()
+    assert torch.equal(seen[0], kept[0])
+
+
+def test_a_validation_that_fails_loses_no_step(images: TrainingImages, tmp_path: Path) -> None:
+    """What was learned until then is in the checkpoint, and the same run can be taken up again."""
+    learner = Learner()
+
+    def validate() -> Mapping[str, float]:
+        raise DataError("one test image is broken")
+
+    with pytest.raises(DataError):
+        TrainingLoop(learner, Loss(learner), images, options(tmp_path), validate).run()
+    _, loss = train(images, options(tmp_path))
+    assert [step for step, _ in loss.seen] == [5, 6, 7], "the first validation was after step 5"
+
+
+def test_the_start_counts_if_it_is_validated(images: TrainingImages, tmp_path: Path) -> None:
+    """A run that makes everything worse delivers the weights that it started from."""
+    learner = Learner()
+    start = learner.classify.weight.detach().clone()
+    scores = iter([1.0, 2.0, 3.0])
+    loop = TrainingLoop(
+        *(learner, Loss(learner), images, options(tmp_path)),
+        lambda: {"score": next(scores)},
+        "score",
+        validate_first=True,
+    )
+    assert loop.run().best_step == 0
+    assert torch.equal(learner.classify.weight, start)
+
+
+def test_a_checkpoint_knows_its_backbone(images: TrainingImages, tmp_path: Path) -> None:
+    """Another model under the same name does not go on from it."""
+    learner = Learner()
+    for digest in ("one", "one", "another"):
+        loop = TrainingLoop(
+            learner, Loss(learner), images, options(tmp_path), facts={"backbone": digest}
+        )
+        if digest == "another":
+            with pytest.raises(TrainingError, match="backbone: one then, another now"):
+                loop.run()
+        else:
+            loop.run()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size 0 must be 1 or more"),
+        ({"accumulate": 0}, "--accumulate 0 must be 1 or more"),
+        ({"log_every": 0}, "--log-every 0 must be 1 or more"),
+        ({"checkpoint_every": 0}, "--checkpoint-every 0 must be 1 or more"),
+        ({"ema": 1.5}, "--ema 1.5 must be from 0 to 0.999999"),
+        ({"epochs": -3.0}, "--epochs -3.0 must be above 0"),
+        ({"lr": math.nan}, "--lr nan must be 0 or more"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused(change: dict[str, Any], message: str) -> None:
+    """Before anything is read, with what is allowed."""
+    with pytest.raises(TrainingError, match=message):
+        options(Path("out"), **change).check()
+
+
+@pytest.mark.parametrize(("every", "calls"), [(0.01, STEPS), (0.4, 4), (1.0, 2), (0.0, 1)])
+def test_how_often_a_run_validates(
+    images: TrainingImages, tmp_path: Path, every: float, calls: int
+) -> None:
+    """Every so many epochs, at least each step; 0 is at the end only."""
+    learner = Learner()
+    seen: list[int] = []
+    chosen = options(tmp_path, validate_every=every)
+    TrainingLoop(learner, Loss(learner), images, chosen, lambda: seen.append(1) or {}).run()
+    assert len(seen) == calls
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step(
