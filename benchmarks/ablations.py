@@ -22,7 +22,8 @@ import torch
 
 from tocom_core import Bank, CompressedViT, load_model
 from tocom_core.bootstrap import Interval, paired_bootstrap
-from tocom_core.distillation import DistillOptions, train_bank
+from tocom_core.distill_options import DistillOptions
+from tocom_core.distillation import train_bank
 from tocom_core.models import default_model_path
 from tocom_core.options import parse_options
 from tocom_core.predictions import Variant, VariantRunner
@@ -101,7 +102,7 @@ def _evaluate(banks: Mapping[str, Bank], options: argparse.Namespace) -> list[di
         if loaded.r_source != own:
             raise SystemExit(f"{path} has r_source={loaded.r_source}, expected {own}")
         for name, bank in banks.items():
-            model = CompressedViT(loaded.vit, bank.method, bank.prop_attn)
+            model = CompressedViT(loaded.vit, bank.method, loaded.choose_prop_attn(None, bank))
             targets = [r for source_r, r in PAIRS if source_r == own]
             known = ("plain merging", own, targets[0]) in rights
             scalings = (bank.scaling,) if known else (None, bank.scaling)

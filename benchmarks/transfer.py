@@ -100,7 +100,9 @@ def _evaluate_model(
         raise SystemExit(f"{path} was fine-tuned at r_source={loaded.r_source}, its folder differs")
     bank = Bank.load(options.bank)
     scaling = bank.scaling if options.scaling is None else options.scaling
-    model = CompressedViT(loaded.vit.to(options.device), bank.method, bank.prop_attn)
+    model = CompressedViT(
+        loaded.vit.to(options.device), bank.method, loaded.choose_prop_attn(None, bank)
+    )
     runner = VariantRunner(model, loaded, bank, options.batch_size)
     own = loaded.r_source
     plain = {r: Variant(own, r) for r in options.r_target}

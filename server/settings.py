@@ -70,7 +70,9 @@ class Settings(BaseSettings):
     )
     method: Literal["merge", "prune"] = Field("merge", description="How tokens are reduced.")
     prop_attn: bool | None = Field(
-        None, description="Proportional attention; unset: what the bank was trained with, or on."
+        None,
+        description="Proportional attention; unset: as the model was fine-tuned, or the bank "
+        "trained, or on.",
     )
 
     device: str = Field(

@@ -17,12 +17,17 @@ Table = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 STYLES: Mapping[bool, Mapping[str, Any]] = {
-    False: {"color": "#D55E00", "marker": "s", "linestyle": "--", "label": "plain token merging"},
-    True: {"color": "#0072B2", "marker": "o", "linestyle": "-", "label": "with the bank"},
+    False: {"color": "#D55E00", "marker": "s", "linestyle": "--", "markersize": 5},
+    True: {"color": "#0072B2", "marker": "o", "linestyle": "-", "markersize": 5},
 }
 """How rows without and with the bank are drawn."""
 REFERENCE: Mapping[str, Any] = {"color": "#444444", "linestyle": ":", "linewidth": 1.2}
 DPI = 160
+
+
+def reduction(table: Table) -> str:
+    """What the table's method does to tokens: "merging", "pruning"."""
+    return f"{table['method'].removesuffix('e')}ing"
 
 
 def plot_by_degree(path: Path, table: Table) -> None:
@@ -38,13 +43,13 @@ def plot_by_degree(path: Path, table: Table) -> None:
         for with_bank, line in _lines(rows):
             degrees = [row["r"] for row in line]
             mean, low, high = _figure(line, table)
-            axis.plot(degrees, mean, markersize=5, **STYLES[with_bank])
+            axis.plot(degrees, mean, label=_label(table, with_bank), **STYLES[with_bank])
             axis.fill_between(
                 degrees, low, high, color=STYLES[with_bank]["color"], alpha=0.15, linewidth=0
             )
         _mark_reference(axis, rows, table)
         axis.set_xticks(sorted({row["r"] for row in rows}))
-        axis.set_xlabel("r, tokens merged per layer")
+        axis.set_xlabel(f"r, tokens {table['method']}d per layer")
         axis.set_title(_title(table, r_source), fontsize=10)
     _finish(figure, axes, path, table, f"bands: 95 % intervals {_intervals(table)}")
 
@@ -63,7 +68,7 @@ def plot_by_throughput(path: Path, table: Table) -> None:
         for with_bank, line in lines:
             speed, slow, fast = zip(*(row["images_per_s"] for row in line), strict=True)
             mean, low, high = _figure(line, table)
-            axis.plot(speed, mean, markersize=5, **STYLES[with_bank])
+            axis.plot(speed, mean, label=_label(table, with_bank), **STYLES[with_bank])
             axis.errorbar(
                 speed,
                 mean,
@@ -117,6 +122,10 @@ def _lines(rows: Sequence[Row]) -> list[tuple[bool, list[Row]]]:
     ordered = sorted(rows, key=lambda row: int(row["r"]))
     lines = [(bank, [row for row in ordered if row["bank"] == bank]) for bank in (False, True)]
     return [(bank, line) for bank, line in lines if line]
+
+
+def _label(table: Table, with_bank: bool) -> str:
+    return "with the bank" if with_bank else f"plain token {reduction(table)}"
 
 
 def _figure(

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tocom_core.accuracy_plots import plot_by_degree, plot_by_throughput
+from tocom_core.accuracy_plots import plot_by_degree, plot_by_throughput, reduction
+from tocom_core.errors import BankError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,10 @@ CONVENTIONS = """\
 GFLOPs are counted, not measured: 2 per multiply-add of the matrix products, for one image. \
 Intervals hold 95 % (paired bootstrap over images). Agreement and KL are with the model's own \
 weights at r_source; KL is the mean divergence of the class distributions, in nats. "Won back" is \
-the share of the top-1 that plain token merging loses, against r_source, that the bank regains; \
-there is none where that loss is not surely above 0."""
+the share of the top-1 that plain token {reduction} loses, against r_source, that the bank \
+regains; there is none where that loss is not surely above 0."""
+OF_ONE_MACHINE = ("images_per_s", "speedup")
+"""Figures that do not travel in a model's header."""
 
 
 def write_report(folder: Path, table: Table) -> None:
@@ -82,6 +85,7 @@ def as_document(table: Table, plots: Sequence[str] = ()) -> str:
         f"Bank: `{bank['name']}`, K={bank['num_groups']}, rank {bank['rank']}"
         if bank
         else "Bank: none",
+        _method(table),
         f"Data: `{table['data']}`"
         + (f", split {table['split']}" if table["split"] else "")
         + f", {table['images']} images"
@@ -90,7 +94,7 @@ def as_document(table: Table, plots: Sequence[str] = ()) -> str:
         ),
     ]
     parts = [f"# Accuracy of {table['model']}", "\n".join(f"- {fact}" for fact in facts)]
-    parts += [as_markdown(table), CONVENTIONS]
+    parts += [as_markdown(table), CONVENTIONS.format(reduction=reduction(table))]
     parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in plots]
     parts += ["## Agreement with the model at r_source", _closeness_table(table["rows"])]
     if table["scaling_search"]:
@@ -101,7 +105,7 @@ def as_document(table: Table, plots: Sequence[str] = ()) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """The table for people: one line per degree, plain merging beside the bank."""
+    """The table for people: one line per degree, plain weights beside the bank's."""
     rows = table["rows"]
     labelled, timed = table["labelled"], table["throughput"] is not None
     several = len({row["r_source"] for row in rows}) > 1
@@ -120,6 +124,38 @@ def as_markdown(table: Table) -> str:
             cells += [_points(bank["gain"]), _percent(bank["won_back"])] if bank else ["", ""]
         lines.append([*cells, f"{plain['kl']:.4f}", f"{bank['kl']:.4f}" if bank else ""])
     return _markdown(header, lines)
+
+
+def stored_table(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a table travels in the model's header: its own degree's rows, no machine's speed.
+
+    Raises:
+        DataError: no accuracy in it, or none for the degree that the model was fine-tuned at.
+        BankError: the degrees have scalings of their own; a server has one for all.
+    """
+    own = [row for row in table["rows"] if row["r_source"] == table["r_source"]]
+    if not table["labelled"] or not own:
+        raise DataError(
+            "there is no accuracy to store: --store needs labels, and "
+            f"r_source={table['r_source']}, which the model was fine-tuned at"
+        )
+    scalings = {row["scaling"] for row in own if row["bank"]}
+    if len(scalings) > 1:
+        raise BankError(
+            f"a server has one scaling for all degrees, not {sorted(scalings)}; leave out "
+            "--scaling-per-degree to store a table"
+        )
+    kept = ("model", "images", "r_source", "data", "split")
+    rows = [{k: v for k, v in row.items() if k not in OF_ONE_MACHINE} for row in own]
+    return {**{name: table[name] for name in kept}, "rows": rows}
+
+
+def _method(table: Table) -> str:
+    """How tokens are reduced; what attention is only matters where they are merged."""
+    told = f"Method: `{table['method']}`"
+    if table["method"] != "merge":
+        return told
+    return f"{told}, proportional attention {'on' if table['prop_attn'] else 'off'} (`prop_attn`)"
 
 
 def _closeness_table(rows: Sequence[Row]) -> str:
@@ -143,11 +179,15 @@ def _search_table(search: Mapping[str, Any]) -> str:
     for row in search["rows"]:
         degree = "all" if row["r"] is None else str(row["r"])
         top1 = "" if row["top1"] is None else f"{row['top1']:.2%}"
-        mark = "chosen" if row["chosen"] else ""
+        mark = "chosen" if row["chosen"] else "eligible" if row["eligible"] else ""
         cells = [str(row["r_source"]), degree, f"{row['scaling']:g}", top1, f"{row['kl']:.4f}"]
         lines.append([*cells, mark])
     header = ["r_source", "r", "scaling", "mean top-1", "mean KL", ""]
-    told = f"On {search['images']} validation images ({search['data']}), none of them a test image."
+    told = (
+        f"On {search['images']} validation images ({search['data']}), none of them a test image. "
+        "Chosen is the lowest mean KL of the eligible: those whose mean top-1 is within one "
+        "standard error of the highest (paired bootstrap), or all where there are no labels."
+    )
     return f"{told}\n\n{_markdown(header, lines)}"
 
 

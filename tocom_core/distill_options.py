@@ -66,8 +66,10 @@ class DistillOptions(LoopOptions):
         super().check()
         within(self, "val_images", 0)
         within(self, "temperature", 1e-3)
-        for name in ("anchor_share", "adapter_dropout", "drop_path", "erasing"):
+        for name in ("anchor_share", "adapter_dropout", "drop_path", "erasing", "min_scale"):
             within(self, name, 0, 1)
+        for name in ("color_jitter", "mixup", "cutmix"):
+            within(self, name, 0)
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise TrainingError(
                 f"--batch-size {self.batch_size} with mixup or cutmix, which pair images up; use "

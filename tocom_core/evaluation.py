@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from tocom_core.accuracy_report import as_markdown, write_report
+from tocom_core.accuracy_report import as_markdown, stored_table, write_report
 from tocom_core.accuracy_rows import accuracy_rows
 from tocom_core.bank import Bank
 from tocom_core.bootstrap import Interval, paired_bootstrap
 from tocom_core.compressed_vit import CompressedViT
-from tocom_core.errors import BankError, CheckpointError, DataError, TocomError
+from tocom_core.errors import CheckpointError, DegreeError, TocomError
 from tocom_core.evaluation_images import ImagePlace, JudgingImages, open_images, validation_images
 from tocom_core.image_figures import kl_divergence, top1
 from tocom_core.models import (
@@ -31,7 +31,7 @@ from tocom_core.models import (
     store_evaluation,
 )
 from tocom_core.options import option, parse_options
-from tocom_core.predictions import Variant, VariantRunner, predict
+from tocom_core.predictions import MEND, Variant, VariantRunner, predict
 from tocom_core.scaling_search import Pair, parse_scalings, search_scaling
 from tocom_core.schedule import arithmetic_ratio, count_macs
 from tocom_core.throughput import device_name, measure_speed, noise
@@ -49,8 +49,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-OF_ONE_MACHINE = ("images_per_s", "speedup")
-"""Figures that do not travel in a model's header."""
+ADVICE = f"{MEND}, or let --skip-unreadable count such images and leave them out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +61,14 @@ class EvaluateOptions:
     bank: str = option(
         "auto", help="a bank file, none, or auto: the one beside the model, or shipped for it"
     )
-    data: str = option(help="images, labelled or not: folder, parquet, or hub:owner/name")
+    data: str = option(
+        help="images, labelled or not: a folder, parquet files, WebDataset shards (.tar; several "
+        "by braces: test-{000..010}.tar), or hub:owner/name"
+    )
     split: str | None = option(
-        "test", help="parquet files with this word in their path, or the sub-folder of this name"
+        "test",
+        help="part of them: the sub-folder of this name, or the parquet files or shards with this "
+        "word in their path; all images where there are no parts",
     )
     image_column: str = option("image", help="parquet column of the images")
     label_column: str = option("label", help="parquet column of the class indices")
@@ -87,7 +91,9 @@ class EvaluateOptions:
     )
     val_images: int = option(1000, help="at most so many of them, at random; 0 is all")
     prop_attn: bool | None = option(
-        None, help="proportional attention; default: as the bank was trained, or on"
+        None,
+        help="proportional attention; default: as the model was fine-tuned, else as the bank was "
+        "trained, else on",
     )
     batch_size: int = option(64, help="images per forward pass")
     throughput_batch: int = option(32, help="images per forward pass when speed is measured")
@@ -116,7 +122,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     if options.threads:
         torch.set_num_threads(options.threads)
     subject = _prepare(options)
-    pairs = _pairs(options, subject.loaded)
+    pairs = _pairs(options, subject)
     costs = {r: _arithmetic(subject.runner.model, r) for _, r in pairs}
     chosen, search = _choose_scaling(subject, pairs, options)
     shown = [Variant(*pair, s) for pair in pairs for s in (None, chosen.get(pair))]
@@ -156,15 +162,21 @@ def _prepare(options: EvaluateOptions) -> _Subject:
     place = ImagePlace(options.data, options.split, options.image_column, options.label_column)
     images = open_images(place, loaded)
     if not images.labelled:
-        logger.info("%s has no labels: agreement and KL are reported, accuracy is not", place)
+        logger.info("%s has no labels: agreement and KL are reported, accuracy is not", place.short)
+    if images.place.split != options.split:
+        logger.warning(
+            "%s has no part named %r: all its %d images are taken, also those for training if "
+            "there are any",
+            *(place.short, options.split, len(images.source)),
+        )
     path = find_bank(options.model, options.bank, loaded)
     bank = None if path is None else Bank.load(path)
-    prop_attn = options.prop_attn
-    if prop_attn is None:
-        prop_attn = bank.prop_attn if bank else True
+    prop_attn = loaded.choose_prop_attn(options.prop_attn, bank)
     vit = loaded.vit.to(pick_device(options.device))
     model = CompressedViT(vit, bank.method if bank else "merge", prop_attn)
-    runner = VariantRunner(model, loaded, bank, options.batch_size, options.skip_unreadable)
+    runner = VariantRunner(
+        model, loaded, bank, options.batch_size, options.skip_unreadable, advice=ADVICE
+    )
     return _Subject(loaded, bank, "" if path is None else _short(path), images, runner)
 
 
@@ -180,7 +192,7 @@ def _facts(subject: _Subject, options: EvaluateOptions) -> dict[str, Any]:
         "method": model.method,
         "prop_attn": model.prop_attn,
         "data": subject.images.place.short,
-        "split": options.split,
+        "split": subject.images.place.split,
         "labelled": subject.images.labelled,
     }
 
@@ -195,8 +207,18 @@ def _bank_facts(bank: Bank, name: str) -> dict[str, Any]:
     return {"name": name, "digest": bank.digest, **sizes}
 
 
-def _pairs(options: EvaluateOptions, loaded: LoadedModel) -> list[Pair]:
-    sources = options.r_source or (loaded.r_source,)
+def _pairs(options: EvaluateOptions, subject: _Subject) -> list[Pair]:
+    """The degrees to evaluate; the bank must reach those that the model counts as tuned at."""
+    sources = options.r_source or (subject.loaded.r_source,)
+    if subject.bank is not None:
+        for r_source in sources:
+            try:
+                subject.bank.check_degree(r_source, "r_source")
+            except DegreeError as error:
+                raise DegreeError(
+                    f"{error}; give --r-source degrees that it covers, or --bank none to "
+                    "evaluate without it"
+                ) from error
     return list(dict.fromkeys((own, r) for own in sources for r in options.r_target))
 
 
@@ -249,30 +271,6 @@ def _time(
     }
     warning = noise(speed)
     return told, [] if warning is None else [warning]
-
-
-def stored_table(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a table travels in the model's header: its own degree's rows, no machine's speed.
-
-    Raises:
-        DataError: no accuracy in it, or none for the degree that the model was fine-tuned at.
-        BankError: the degrees have scalings of their own; a server has one for all.
-    """
-    own = [row for row in table["rows"] if row["r_source"] == table["r_source"]]
-    if not table["labelled"] or not own:
-        raise DataError(
-            "there is no accuracy to store: --store needs labels, and "
-            f"r_source={table['r_source']}, which the model was fine-tuned at"
-        )
-    scalings = {row["scaling"] for row in own if row["bank"]}
-    if len(scalings) > 1:
-        raise BankError(
-            f"a server has one scaling for all degrees, not {sorted(scalings)}; leave out "
-            "--scaling-per-degree to store a table"
-        )
-    kept = ("model", "images", "r_source", "data", "split")
-    rows = [{k: v for k, v in row.items() if k not in OF_ONE_MACHINE} for row in own]
-    return {**{name: table[name] for name in kept}, "rows": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import torch
 from tocom_core.class_matching import match_classes
 from tocom_core.errors import DataError
 from tocom_core.models import LoadedModel
-from tocom_core.sources import UNREADABLE, ImageSource, SubsetSource, open_source
+from tocom_core.sources import UNREADABLE, ImageSource, SubsetSource, open_part
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ VALIDATION_SPLITS = ("val", "valid", "validation", "train")
 
 @dataclass(frozen=True)
 class ImagePlace:
-    """Where a user says that images are; fields as the arguments of ``open_source``."""
+    """Where a user says that images are; fields as the arguments of ``open_part``."""
 
     data: str
     split: str | None = None
@@ -46,7 +46,7 @@ class JudgingImages:
     Attributes:
         source: the images.
         labelled: whether all have a label; else none has.
-        place: where they come from.
+        place: where they come from; its ``split`` is ``None`` if all images there were taken.
     """
 
     source: ImageSource
@@ -61,7 +61,7 @@ def open_images(place: ImagePlace, loaded: LoadedModel) -> JudgingImages:
         DataError: it cannot be read, its classes are not the model's, it holds labels for some
             images only, or none in a column that was named.
     """
-    source = open_source(
+    source, part = open_part(
         place.data,
         place.split,
         place.image_column,
@@ -77,7 +77,7 @@ def open_images(place: ImagePlace, loaded: LoadedModel) -> JudgingImages:
         )
     if missing and place.label_column != "label":
         raise DataError(f"{place}: no labels in column {place.label_column!r}; name another one")
-    return JudgingImages(source, not missing, place)
+    return JudgingImages(source, not missing, replace(place, split=part))
 
 
 def validation_images(

@@ -9,9 +9,9 @@ import timm
 from tocom_core import architectures as _architectures  # noqa: F401 - registers with timm
 from tocom_core.adaptformer import AdapterConfig
 from tocom_core.errors import TrainingError
+from tocom_core.loop_options import LoopOptions, within
 from tocom_core.options import option
 from tocom_core.supervision import Tuning
-from tocom_core.training import LoopOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,14 @@ class FinetuneOptions(LoopOptions):
     """Options of ``tocom finetune``."""
 
     data: str = option(
-        help="folder of images (one sub-folder per class), parquet, or hub:owner/name"
+        help="labelled images: a folder (one sub-folder per class), parquet files, WebDataset "
+        "shards (.tar; several by braces: train-{000..010}.tar), or hub:owner/name"
     )
-    split: str = option("train", help="files or sub-folder to train on, by this word in the name")
+    split: str = option(
+        "train",
+        help="part to train on: the sub-folder of this name, or the parquet files or shards with "
+        "this word in their path; all images where there are no parts",
+    )
     train_images: int = option(0, help="train on so many, spread over the classes; 0: all")
     val_images: int = option(
         0, help="training images held out where something is chosen by them; 0: a tenth"
@@ -77,11 +82,13 @@ class FinetuneOptions(LoopOptions):
         return self.tuning == "adaptformer" and len(self.adapter_scale) > 1
 
     def check(self) -> None:
-        """Refuse options that contradict each other, before anything is read.
+        """Refuse options out of range or against each other, before anything is read.
 
         Raises:
             TrainingError: which ones, and what to do.
         """
+        super().check()
+        self._check_ranges()
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise TrainingError(
                 f"--batch-size {self.batch_size} with mixup or cutmix, which pair images up; "
@@ -98,3 +105,15 @@ class FinetuneOptions(LoopOptions):
                     AdapterConfig(self.bottleneck, scale)
             except ValueError as error:
                 raise TrainingError(f"no such adapters: {error}") from error
+
+    def _check_ranges(self) -> None:
+        for name in ("train_images", "val_images", "test_images", "r_source"):
+            within(self, name, 0)
+        for name in ("mixup", "cutmix", "color_jitter"):
+            within(self, name, 0)
+        for name in ("drop_path", "smoothing", "min_scale", "erasing"):
+            within(self, name, 0, 1)
+        if self.img_size is not None:
+            within(self, "img_size", 1)
+        if self.search_epochs is not None and not self.search_epochs > 0:
+            raise TrainingError(f"--search-epochs {self.search_epochs} must be above 0")

@@ -94,14 +94,17 @@ class LoadedModel:
         The tuned weights go before the bank, whose deltas are small beside them; a warning tells
         where the two disagree and nothing is wanted.
         """
-        banks = None if bank is None or bank.method == "prune" else bank.prop_attn
-        if wanted is None and None not in (self.prop_attn, banks) and self.prop_attn != banks:
+        if wanted is not None:
+            return wanted
+        if self.prop_attn is None:
+            return True if bank is None else bank.prop_attn
+        if bank is not None and bank.method == "merge" and bank.prop_attn != self.prop_attn:
             logger.warning(
-                "prop_attn=%s, with which %s was fine-tuned at r_source=%d, though the bank was "
-                "trained with %s; name one if another is meant",
-                *(self.prop_attn, self.name, self.r_source, banks),
+                "prop_attn=%s, as %s was fine-tuned, though its bank was trained with "
+                "prop_attn=%s; set prop_attn if the bank's is meant",
+                *(self.prop_attn, self.name, bank.prop_attn),
             )
-        return next((said for said in (wanted, self.prop_attn, banks) if said is not None), True)
+        return self.prop_attn
 
 
 def pick_device(name: str) -> torch.device:
@@ -236,7 +239,7 @@ def describe(
         std=tuple(data["std"]),
         transform=create_transform(**data, is_training=False, normalize=False),
         r_source=int(tocom.get("r_source", 0)) if r_source is None else r_source,
-        prop_attn=tocom.get("prop_attn") if tocom.get("r_source") else None,
+        prop_attn=_told_prop_attn(tocom),
         digest=backbone_digest(vit),
         trained_from=tocom.get("trained_from"),
         evaluation=tocom.get("evaluation"),
@@ -245,3 +248,9 @@ def describe(
         ),
         model_args=types.MappingProxyType(dict(config.get("model_args") or {})),
     )
+
+
+def _told_prop_attn(tocom: Mapping[str, Any]) -> bool | None:
+    """What a file's header says, unless the model was fine-tuned where it changes nothing."""
+    told = tocom.get("prop_attn")
+    return told if isinstance(told, bool) and tocom.get("r_source") else None

@@ -123,7 +123,7 @@ def _rows(
     top1s: list[float | None] = [None] * len(found)
     eligible = [True] * len(found)
     if labelled:
-        right = estimates(sum(of.right.double() for of in own) for own in found)
+        right = estimates(torch.stack([of.right for of in own]).sum(dim=0) for own in found)
         top1s = [each.value / len(group) for each in right]
         eligible = _within_error_of_the_best(right)
     return [

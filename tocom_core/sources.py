@@ -22,6 +22,7 @@ __all__ = [
     "ImageSource",
     "SubsetSource",
     "decode_rgb",
+    "open_part",
     "open_pool",
     "open_source",
 ]
@@ -162,7 +163,19 @@ def open_source(
     *,
     need_split: bool = False,
 ) -> ImageSource:
-    """Open a data set.
+    """Open a data set, or a part of it; arguments and errors as of ``open_part``."""
+    return open_part(spec, split, image_column, label_column, need_split=need_split)[0]
+
+
+def open_part(
+    spec: str | Path,
+    split: str | None = None,
+    image_column: str = "image",
+    label_column: str | None = "label",
+    *,
+    need_split: bool = False,
+) -> tuple[ImageSource, str | None]:
+    """Open a data set, or a part of it, and tell which.
 
     Args:
         spec: a folder of images (sub-folders are classes), a ``.parquet`` file or a folder of
@@ -177,6 +190,9 @@ def open_source(
             ``ShardSource``; ``None`` for no labels.
         need_split: refuse to open a place that is not split, instead of opening all of it.
 
+    Returns:
+        the images, and the part's name: ``split``, or ``None`` where all there is was taken.
+
     Raises:
         DataError: nothing is there, or it cannot be read; the message says what was expected.
     """
@@ -186,16 +202,18 @@ def open_source(
         files = _named_files(path)
         if need_split:
             raise DataError(f"{path} has no part named {split!r}; name another place")
-        return (ShardSource if is_shard(files[0]) else ParquetSource)(files, *columns)
+        return (ShardSource if is_shard(files[0]) else ParquetSource)(files, *columns), None
     if tables := _tables(path):
-        return ParquetSource(_of_split(tables, path, split, need_split), *columns)
+        files, part = _of_split(tables, path, split, need_split)
+        return ParquetSource(files, *columns), part
     if split and (path / split).is_dir():
-        return open_source(path / split, None, *columns)
+        return open_source(path / split, None, *columns), split
     if shards := _shards(path):
-        return ShardSource(_of_split(shards, path, split, need_split), *columns)
+        files, part = _of_split(shards, path, split, need_split)
+        return ShardSource(files, *columns), part
     if need_split:
         raise DataError(f"{path} has no part named {split!r}; name another place or make one")
-    return FolderSource(path)
+    return FolderSource(path), None
 
 
 def _local(spec: str) -> Path:
@@ -257,14 +275,19 @@ def _shards(root: Path) -> list[Path]:
     return []
 
 
-def _of_split(files: Sequence[Path], root: Path, split: str | None, needed: bool) -> list[Path]:
-    """The files whose path below ``root`` holds the split's name."""
+def _of_split(
+    files: Sequence[Path], root: Path, split: str | None, needed: bool
+) -> tuple[list[Path], str | None]:
+    """The files whose path below ``root`` holds the split's name, and that name.
+
+    All of them and ``None`` where no file's path holds a usual one.
+    """
     names = [file.relative_to(root).as_posix() for file in files]
     chosen = [f for f, name in zip(files, names, strict=True) if split is None or split in name]
     if chosen:
-        return chosen
+        return chosen, split
     if not needed and not any(usual in name for name in names for usual in _USUAL_SPLITS):
-        return list(files)
+        return list(files), None
     raise DataError(
         f"no {files[0].suffix} file of split {split!r} in {root}; it has {names[:9]}, so name one "
         "of these parts, or the files themselves"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,3 +38,21 @@ def test_a_table_without_a_bank_has_one_line(tmp_path: Path) -> None:
     with Image.open(tmp_path / "plot.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     assert not (pixels == (0x00, 0x72, 0xB2)).all(axis=2).any()
+
+
+@pytest.mark.parametrize(("method", "done"), [("merge", "merging"), ("prune", "pruning")])
+def test_words_are_those_of_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, done: str
+) -> None:
+    """Legend and axis of a pruning bank do not speak of merging."""
+    drawn: list[matplotlib.figure.Figure] = []
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure)
+    )
+    plot_by_degree(tmp_path / "plot.png", accuracy_table() | {"method": method})
+    (axis,) = drawn[0].axes
+    assert axis.get_xlabel() == f"r, tokens {method}d per layer"
+    legend = axis.get_legend()
+    assert legend is not None
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words == [f"plain token {done}", "with the bank", "model at r_source"]

@@ -78,13 +78,30 @@ def test_the_document_tells_how_it_came_about() -> None:
         "data": "pictures, split train",
         "images": 50,
         "rows": [
-            {"r_source": 0, "r": None, "scaling": s, "top1": 0.5, "kl": s, "chosen": s == 0.05}
-            for s in (0.05, 0.1)
+            {
+                **{"r_source": 0, "r": None, "scaling": s, "top1": 0.5, "kl": s},
+                **{"eligible": s < 0.2, "chosen": s == 0.05},
+            }
+            for s in (0.05, 0.1, 0.2)
         ],
     }
     text = as_document(table)
     assert "On 50 validation images (pictures, split train)" in text
-    assert "| 0 | all | 0.05 | 50.00% | 0.0500 | chosen |" in text
+    assert "lowest mean KL of the eligible" in text and "one standard error" in text
+    for scaling, mark in (("0.05", "chosen"), ("0.1", "eligible"), ("0.2", "")):
+        assert f"| 0 | all | {scaling} | 50.00% | {float(scaling):.4f} | {mark} |" in text
     assert "- The timing was disturbed." in text
     assert "3 unreadable ones left out" in text
     assert "bank, s=0.1" in text and "K=8, rank 2" in text
+
+
+def test_the_document_names_the_method() -> None:
+    """Merging with or without proportional attention; pruning never as merging."""
+    merging = as_document(accuracy_table())
+    assert "- Method: `merge`, proportional attention on (`prop_attn`)" in merging
+    assert "plain token merging loses" in merging
+    plain = as_document(accuracy_table() | {"prop_attn": False})
+    assert "proportional attention off" in plain
+    pruning = as_document(accuracy_table() | {"method": "prune"})
+    assert "- Method: `prune`\n" in pruning and "plain token pruning loses" in pruning
+    assert "merg" not in pruning

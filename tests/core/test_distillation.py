@@ -12,7 +12,8 @@ import torch
 from tests.core import zoo
 from tests.core.pictures import encoded, write_folder
 from tocom_core import Bank, CompressedViT, WeightMerger, load_model
-from tocom_core.distillation import DistillOptions, main, train_bank
+from tocom_core.distill_options import DistillOptions
+from tocom_core.distillation import main, train_bank
 from tocom_core.errors import BankError, DataError, TrainingError
 from tocom_core.models import save_model
 from tocom_core.self_distillation import Classification, SelfDistillation

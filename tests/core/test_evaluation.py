@@ -11,10 +11,11 @@ from tests.core import zoo
 from tests.core.digit_model import LABELS, K, write_digit_model
 from tests.core.pictures import digit_label, encoded, write_folder, write_parquet
 from tocom_core import Bank, CompressedViT, load_model
+from tocom_core.accuracy_report import stored_table
 from tocom_core.bank_header import BankHeader
 from tocom_core.errors import BankError, CheckpointError, DataError
-from tocom_core.evaluation import EvaluateOptions, evaluate, main, stored_table
-from tocom_core.models import store_evaluation
+from tocom_core.evaluation import EvaluateOptions, evaluate, main
+from tocom_core.models import save_model, store_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +202,8 @@ def test_what_cannot_be_evaluated_is_one_line(
         (["--data", str(tmp_path / "absent")], "no data set at"),
         (["--data", str(digits), "--bank", str(other)], "of width 64, but the model has"),
         (["--data", str(digits), "--r-target", "-1"], "r holds -1"),
-        (["--data", str(digits), "--r-source", "9"], "r_source=9"),
+        (["--data", str(digits), "--r-source", "0", "9"], "r_source=9"),
+        (["--data", str(digits), "--r-source", "0", "9"], "--bank none"),
         (["--data", str(digits), "--scaling", "wide"], "scaling='wide'"),
         (["--data", str(digits), "--output", str(tmp_path / "file")], "file"),
     ):
@@ -215,3 +217,37 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path, digits: Path) -> None
     model = write_digit_model(tmp_path / "weights", labels=())
     with pytest.raises(CheckpointError, match="no classifier"):
         evaluate(chosen(model, digits))
+
+
+def test_a_place_without_parts_is_not_called_a_part(
+    model: Path, digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All its images were taken, perhaps training images too: that is told, and no split named."""
+    table = evaluate(chosen(model, digits, r_target=(0,)))
+    assert (table["split"], table["images"]) == (None, 40)
+    assert "has no part named 'test': all its 40 images are taken" in caplog.text
+    caplog.clear()
+    write_folder(tmp_path / "parts" / "test", 8)
+    assert evaluate(chosen(model, tmp_path / "parts", r_target=(0,)))["split"] == "test"
+    assert "no part" not in caplog.text
+
+
+@pytest.mark.parametrize("bank", [True, False, None])
+def test_prop_attn_is_as_the_model_was_tuned(
+    tmp_path: Path, digits: Path, caplog: pytest.LogCaptureFixture, bank: bool | None
+) -> None:
+    """The option goes before the header, that before the bank; a warning where these differ."""
+    path = write_digit_model(tmp_path / "weights")
+    loaded = load_model(path)
+    told = {"r_source": 4, "prop_attn": False}
+    save_model(path, loaded.vit, loaded.labels, model_args=loaded.model_args, tocom=told)
+    own = path.with_name("bank.safetensors")
+    header = BankHeader("", 128, 2, K, 2, prop_attn=bool(bank), backbone_digest=loaded.digest)
+    Bank(header).save(own)
+    name = "none" if bank is None else "auto"
+    table = evaluate(chosen(path, digits, r_target=(4,), bank=name))
+    assert table["prop_attn"] is False
+    assert ("though its bank was trained with prop_attn=True" in caplog.text) == (bank is True)
+    caplog.clear()
+    table = evaluate(chosen(path, digits, r_target=(4,), bank=name, prop_attn=True))
+    assert table["prop_attn"] is True and "prop_attn" not in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ from tocom_core.bank import backbone_digest
 from tocom_core.errors import (
     CheckpointError,
     DataError,
+    DivergedError,
     TrainingError,
     UnsupportedModelError,
 )
 from tocom_core.evaluation import predict, top1
 from tocom_core.finetune_options import FinetuneOptions
 from tocom_core.finetuning import finetune, main
+from tocom_core.labelled_data import hold_out
 from tocom_core.models import save_model
 from tocom_core.sources import open_source
 from tocom_core.supervision import SupervisedObjective
@@ -342,6 +345,12 @@ def test_a_scale_that_diverges_is_out_of_the_search(
     assert "adapter scale 1e+38 is out" in caplog.text
     adapters = adapter_config(loaded.vit)
     assert adapters is not None and adapters.scale == 1.0
+    assert report(tmp_path)["scale_search"][0]["loss"] is None
+    assert "NaN" not in (tmp_path / "finetune.json").read_text()
+    none = replace(chosen, adapter_scale=(1e37, 1e38), output=tmp_path / "none")
+    with pytest.raises(DivergedError, match=r"--adapter-scale 1e\+37 1e\+38: none.*--lr"):
+        finetune(none)
+    assert not (tmp_path / "none" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("stop", [1, 5, 10])
@@ -405,9 +414,9 @@ def test_the_last_figures_are_not_measured_twice(
 
     calls: list[int] = []
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        return predict(*args)
+        return predict(*args, **kwargs)
 
     monkeypatch.setattr(tuning, "predict", counted)
     chosen = options(digits, tmp_path, epochs=2.0)
@@ -464,7 +473,7 @@ def test_bad_data_is_refused(digits: Path, tmp_path: Path) -> None:
         finetune(replace(chosen, data=str(table)))
     other = tmp_path / "other"
     shutil.copytree(digits / "test" / "digit 1", other / "one")
-    with pytest.raises(DataError, match="classes of the test data, one, are not"):
+    with pytest.raises(DataError, match="only the test data has one, only the training data has"):
         finetune(replace(chosen, data=str(digits), test_data=str(other)))
     with pytest.raises(DataError, match="absent"):
         finetune(replace(chosen, data=str(digits), test_data=str(tmp_path / "absent")))
@@ -483,6 +492,26 @@ def test_test_labels_must_be_of_the_head(tmp_path: Path) -> None:
         finetune(replace(chosen, test_data=str(unknown)))
     with pytest.raises(DataError, match=r"unknown\.parquet in the training data has no label"):
         finetune(replace(chosen, data=str(unknown)))
+
+
+def test_an_unreadable_image_does_not_end_a_finished_run(
+    digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a test image nor a held-out one: they are counted, and the model is written."""
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    for path in sorted((data / "test").rglob("*.png"))[:2]:
+        path.write_bytes(b"no image")
+    train = open_source(data, "train")
+    held_out = hold_out(train, 12, 0)[1]
+    Path(held_out.name(0)).write_bytes(b"no image")
+    finetune(options(data, tmp_path / "out", select="best", val_images=12))
+    told = report(tmp_path / "out")
+    assert (told["unreadable"], told["test_unreadable"]) == (1, 2)
+    assert (told["held_out"], told["test"]) == (12, {"split": "test", "images": 30})
+    assert 0 <= told["test_top1"] <= 1 and told["best_step"] == 3
+    assert "2 of 32 images cannot be read" in caplog.text
+    assert "--skip-unreadable" not in caplog.text
 
 
 def test_an_empty_class_is_named(
@@ -520,13 +549,26 @@ def test_a_model_that_cannot_be_used_is_refused(
         ({"model": "test_vit"}, "--tuning adaptformer.*test_vit would be random"),
         ({"model": "test_vit", "tuning": "head"}, "--tuning head.*--pretrained"),
         ({"bottleneck": 0}, "bottleneck=0"),
+        ({"train_images": -1}, "--train-images -1 must be 0 or more"),
+        ({"val_images": -2}, "--val-images -2 must be 0 or more"),
+        ({"test_images": -3}, "--test-images -3 must be 0 or more"),
+        ({"search_epochs": 0.0}, "--search-epochs 0.0 must be above 0"),
+        ({"search_epochs": -1.0}, "--search-epochs -1.0 must be above 0"),
+        ({"img_size": 0}, "--img-size 0 must be 1 or more"),
+        ({"r_source": -1}, "--r-source -1 must be 0 or more"),
+        ({"drop_path": 1.5}, "--drop-path 1.5 must be from 0 to 1"),
+        ({"smoothing": math.nan}, "--smoothing nan"),
+        ({"min_scale": -0.5}, "--min-scale -0.5 must be from 0 to 1"),
+        ({"erasing": 1.5}, "--erasing 1.5"),
+        ({"mixup": -0.5}, "--mixup -0.5"),
+        ({"batch_size": 0}, "--batch-size 0 must be 1 or more"),
         ({"adapter_scale": (0.1, -1.0)}, "scale=-1.0"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    """Before anything is read, the wrong option is named with the way out."""
+    """Out of range too: before anything is read, the wrong option is named with the way out."""
     with pytest.raises(TrainingError, match=message):
         finetune(adapting(tmp_path / "absent", tmp_path, tmp_path / "m.safetensors", **changes))
 

@@ -554,3 +554,35 @@ def test_imagenet_accuracy_of_real_weights() -> None:
     merged, _ = predict(model, loaded, first, 8)
     assert top1(merged, labels) >= top1(logits, labels) - 0.05
     assert float((merged.argmax(-1) == logits.argmax(-1)).float().mean()) >= 0.85
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ({"r_source": 8, "prop_attn": False}, False),
+        ({"r_source": 8, "prop_attn": True}, True),
+        ({"r_source": 0, "prop_attn": False}, None),
+        ({"r_source": 8}, None),
+        ({"r_source": 8, "prop_attn": "no"}, None),
+    ],
+)
+def test_attention_of_the_fine_tuning_is_read(
+    tmp_path: Path, header: dict[str, Any], expected: bool | None
+) -> None:
+    """What the header says; nothing where no token was merged, whatever it says."""
+    path = tmp_path / "m.safetensors"
+    save_model(path, small(), LABELS, tocom=header)
+    assert load_model(path).prop_attn is expected
+
+
+@pytest.mark.parametrize("wanted", [True, False, None])
+@pytest.mark.parametrize("own", [True, False, None])
+@pytest.mark.parametrize("banks", [True, False, None])
+def test_the_first_that_says_chooses_the_attention(
+    wanted: bool | None, own: bool | None, banks: bool | None
+) -> None:
+    """What is wanted, the model, the bank, and else it is on."""
+    loaded = replace(describe(small(), "mine"), prop_attn=own)
+    bank = None if banks is None else Bank(BankHeader("", 64, 2, 3, 2, prop_attn=banks))
+    said = [value for value in (wanted, own, banks) if value is not None]
+    assert loaded.choose_prop_attn(wanted, bank) is (said[0] if said else True)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from tocom_core.distillation import DistillOptions
+from tocom_core.distill_options import DistillOptions
 from tocom_core.evaluation import EvaluateOptions
 from tocom_core.finetuning import FinetuneOptions
 from tocom_core.options import command_line, option, parse_options

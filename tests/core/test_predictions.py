@@ -115,12 +115,20 @@ def test_every_image_is_decoded_once_for_all_variants(loaded: LoadedModel) -> No
 
 
 def test_an_unreadable_image_is_named_or_skipped(loaded: LoadedModel) -> None:
-    """By default it is an error that says which and how to go on; else the rest is used."""
+    """By default it is an error that says which, without advice for one command; else it is out."""
     images = [encoded(i) for i in range(6)]
     images[1] = images[4] = images[5] = b"no image"
     source = CountingSource(images)
-    with pytest.raises(DataError, match=r"picture 1 cannot be read.*--skip-unreadable"):
+    with pytest.raises(DataError, match=r"picture 1 cannot be read.*; mend or remove it$"):
         list(read_batches(source, loaded.transform, 2))
+    model = CompressedViT(loaded.vit)
+    with pytest.raises(DataError, match=r"picture 1 cannot be read.*; mend or remove it$"):
+        predict(model, loaded, source)
+    logits, labels = predict(model, loaded, source, batch_size=2, skip_unreadable=True)
+    assert logits.shape == (3, 10)
+    assert labels.tolist() == [digit_label(i) for i in (0, 2, 3)]
+    with pytest.raises(DataError, match=r"picture 1 cannot be read.*; look away$"):
+        VariantRunner(model, loaded, advice="look away").figures(source, [Variant(0, 0)])
     batches = list(read_batches(source, loaded.transform, 2, skip_unreadable=True))
     assert [labels.tolist() for _, labels in batches] == [
         [digit_label(0)],

@@ -1,5 +1,6 @@
 """Which scaling is chosen."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from tocom_core.sources import open_source
 
 
 class FakeRunner(VariantRunner):
-    """Tells made-up figures: ``{(r, scaling): (images right of 10, KL)}``."""
+    """Tells made-up figures of 100 images: ``{(r, scaling): (right ones, KL, first of them)}``."""
 
-    def __init__(self, told: dict[tuple[int, float], tuple[int, float]]) -> None:
+    def __init__(self, told: Mapping[tuple[int, float], tuple[float, ...]]) -> None:
         self.told = told
 
     def figures(self, source, variants):
@@ -26,9 +27,9 @@ class FakeRunner(VariantRunner):
         return {variant: self._figures(variant) for variant in variants}
 
     def _figures(self, variant: Variant) -> ImageFigures:
-        right, kl = self.told[variant.r, variant.scaling or 0.0]
-        flags = torch.arange(10) < right
-        return ImageFigures(flags, flags, flags, torch.full((10,), kl))
+        right, kl, *first = self.told[variant.r, variant.scaling or 0.0]
+        flags = (torch.arange(100) - sum(first)) % 100 < right
+        return ImageFigures(flags, flags, flags, torch.full((100,), kl))
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def validation(tmp_path: Path) -> JudgingImages:
     return JudgingImages(open_source(folder), True, ImagePlace(str(folder)))
 
 
-TOLD = {(8, 0.1): (9, 0.2), (16, 0.1): (5, 0.3), (8, 0.2): (7, 0.1), (16, 0.2): (8, 0.6)}
+TOLD = {(8, 0.1): (90, 0.2), (16, 0.1): (50, 0.3), (8, 0.2): (70, 0.1), (16, 0.2): (80, 0.6)}
 PAIRS = [(0, 0), (0, 8), (0, 16)]
 
 
@@ -46,7 +47,7 @@ def test_the_best_mean_top1_wins(validation: JudgingImages) -> None:
     """One scaling for all degrees of a model, also where it does nothing."""
     search = search_scaling(FakeRunner(TOLD), validation, PAIRS, [0.1, 0.2])
     assert search.chosen == dict.fromkeys(PAIRS, 0.2)
-    assert search.images == 10
+    assert search.images == 100
     assert [(row["scaling"], row["top1"], row["chosen"]) for row in search.rows] == [
         (0.1, pytest.approx(0.7), False),
         (0.2, pytest.approx(0.75), True),
@@ -68,10 +69,23 @@ def test_kl_decides_ties_and_unlabelled_images(
 ) -> None:
     """Equal top-1, or none at all: the lower mean KL wins."""
     images = JudgingImages(validation.source, labelled, validation.place)
-    told = {(8, 0.1): (7 if labelled else 9, 0.2), (8, 0.2): (7, 0.1), (8, 0.3): (7, 0.15)}
+    told = {(8, 0.1): (70 if labelled else 90, 0.2), (8, 0.2): (70, 0.1), (8, 0.3): (70, 0.15)}
     search = search_scaling(FakeRunner(told), images, [(0, 8)], [0.1, 0.2, 0.3])
     assert search.chosen == {(0, 8): 0.2}
     assert (search.rows[0]["top1"] is None) == (not labelled)
+
+
+@pytest.mark.parametrize(("right", "close"), [(46, True), (40, False)])
+def test_noise_does_not_choose(validation: JudgingImages, right: int, close: bool) -> None:
+    """Within one standard error of the highest top-1 the lower KL wins; beyond it, top-1.
+
+    Of 100 images 30 are right with one scaling alone, ``right - 20`` with the other alone: the
+    standard error is 0.075 and 0.070, the difference 0.04 and 0.10.
+    """
+    told = {(8, 0.1): (right, 0.1, 30), (8, 0.2): (50, 0.3), (8, 0.3): (10, 0.01)}
+    search = search_scaling(FakeRunner(told), validation, [(0, 8)], [0.1, 0.2, 0.3])
+    assert search.chosen == {(0, 8): 0.1 if close else 0.2}
+    assert [row["eligible"] for row in search.rows] == [close, True, False]
 
 
 def test_words_become_scalings() -> None:

@@ -13,7 +13,7 @@ from tests.core.pictures import (
     write_tar,
 )
 from tocom_core.errors import DataError
-from tocom_core.sources import ConcatSource, SubsetSource, open_pool, open_source
+from tocom_core.sources import ConcatSource, SubsetSource, open_part, open_pool, open_source
 
 # --- Places and their parts -----------------------------------------------------------------------
 
@@ -27,6 +27,8 @@ def test_folder_with_parts(tmp_path: Path) -> None:
     assert len(test) == 10
     assert test.class_names[0].startswith("digit")
     assert len(open_source(str(tmp_path / "train"), "train")) == 20
+    assert open_part(tmp_path, "train")[1] == "train"
+    assert open_part(tmp_path / "train", "train")[1] is None, "all of it was taken"
 
 
 def test_a_part_that_must_exist(tmp_path: Path) -> None:
@@ -34,12 +36,18 @@ def test_a_part_that_must_exist(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", 20)
     table = write_parquet(tmp_path / "t.parquet", [encoded(0)])
     shard = write_shard(tmp_path / "shards" / "0.tar", range(3))
+    for place in (folder, table, shard, shard.parent):
+        images, part = open_part(place, "test")
+        assert len(images) > 0 and part is None
     for place in (folder, table, shard):
-        assert len(open_source(place, "test")) > 0
         with pytest.raises(DataError, match="no part named 'test'"):
             open_source(place, "test", need_split=True)
     with pytest.raises(DataError, match=r"no \.tar file of split 'test'"):
         open_source(shard.parent, "test", need_split=True)
+    write_shard(tmp_path / "parts" / "test-0.tar", range(3))
+    write_parquet(tmp_path / "tables" / "test.parquet", [encoded(0)])
+    for name in ("parts", "tables"):
+        assert open_part(tmp_path / name, "test", need_split=True)[1] == "test"
 
 
 def test_parquet_folder_in_several_files_and_parts(tmp_path: Path) -> None:

@@ -280,7 +280,12 @@ def test_how_often_a_run_validates(
     learner = Learner()
     seen: list[int] = []
     chosen = options(tmp_path, validate_every=every)
-    TrainingLoop(learner, Loss(learner), images, chosen, lambda: seen.append(1) or {}).run()
+
+    def validate() -> Mapping[str, float]:
+        seen.append(1)
+        return {}
+
+    TrainingLoop(learner, Loss(learner), images, chosen, validate).run()
     assert len(seen) == calls
 
 

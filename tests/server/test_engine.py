@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,15 @@ def _raising(error: Exception) -> Callable[..., Tensor]:
         raise error
 
     return forward
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, False), (True, True), (False, False)])
+def test_prop_attn_is_as_the_model_was_tuned(
+    loaded: LoadedModel, caplog: pytest.LogCaptureFixture, setting: bool | None, expected: bool
+) -> None:
+    """The setting goes before the model's header, and that before the bank's."""
+    tuned = replace(loaded, prop_attn=False)
+    engine = Engine(tuned, make_bank(tuned), Settings(prop_attn=setting))
+    engine.close()
+    assert engine.model.prop_attn is expected
+    assert ("its bank was trained with prop_attn=True" in caplog.text) == (setting is None)
