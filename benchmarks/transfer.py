@@ -35,11 +35,15 @@ class Served:
     Attributes:
         plain: top-1 with plain merging.
         banked: top-1 with the bank.
+        plain_kl: mean KL of plain merging to the model at its own degree, in nats.
+        banked_kl: likewise with the bank.
         images: test images.
     """
 
     plain: Estimate
     banked: Estimate
+    plain_kl: Estimate
+    banked_kl: Estimate
     images: int
 
 
@@ -108,10 +112,17 @@ def _evaluate_model(
     plain = {r: Variant(own, r) for r in options.r_target}
     banked = {r: Variant(own, r, scaling) for r in options.r_target}
     figures = runner.figures(source, [*plain.values(), *banked.values()])
-    rights = estimates(figures[v[r]].right for r in options.r_target for v in (plain, banked))
+    found = estimates(
+        column
+        for r in options.r_target
+        for column in (
+            *(figures[plain[r]].right, figures[banked[r]].right),
+            *(figures[plain[r]].kl, figures[banked[r]].kl),
+        )
+    )
     count = len(figures[plain[options.r_target[0]]])
     return {
-        (own, r): Served(rights[2 * number], rights[2 * number + 1], count)
+        (own, r): Served(*found[4 * number : 4 * number + 4], images=count)
         for number, r in enumerate(options.r_target)
     }
 
@@ -127,6 +138,8 @@ def _table(results: Results) -> dict[str, Any]:
             "plain": served.plain.value,
             "bank": served.banked.value,
             "gain": (served.banked - served.plain).interval().as_list(),
+            "plain_kl": served.plain_kl.value,
+            "bank_kl": served.banked_kl.value,
             "tuned_there": _tuned_at(r_target, found),
         }
         for name, found in results.items()
@@ -158,14 +171,18 @@ def _average(pair: tuple[int, int], results: Results) -> dict[str, Any]:
         "plain": float(np.mean([one.plain.value for one in served])),
         "bank": float(np.mean([one.banked.value for one in served])),
         "gain": gain.interval().as_list(),
+        "plain_kl": float(np.mean([one.plain_kl.value for one in served])),
+        "bank_kl": float(np.mean([one.banked_kl.value for one in served])),
         "tuned_there": float(np.mean(known)) if len(known) == len(tuned) else None,
     }
 
 
 def _as_markdown(table: Mapping[str, Any]) -> str:
     """Averages first, then each data set."""
-    lines = ["", "| r_source → r_target | plain | with bank | gain (95 %) | fine-tuned there |"]
-    lines.append("|---|---|---|---|---|")
+    heads = (
+        "| r_source → r_target | plain | with bank | gain in points (95 %) | KL plain | KL bank "
+    )
+    lines = ["", heads + "| fine-tuned there |", "|---|---|---|---|---|---|---|"]
     lines += [_line(row) for row in table["averages"]]
     for name in dict.fromkeys(row["data"] for row in table["rows"]):
         rows = [row for row in table["rows"] if row["data"] == name]
@@ -182,6 +199,8 @@ def _line(row: Mapping[str, Any]) -> str:
         f"{row['plain']:.2%}",
         f"{row['bank']:.2%}",
         f"{mean:+.2f} ({low:+.2f} … {high:+.2f})",
+        f"{row['plain_kl']:.4f}",
+        f"{row['bank_kl']:.4f}",
         tuned,
     )
     return "| " + " | ".join(cells) + " |"
