@@ -33,18 +33,18 @@ class Served:
     """One model at one degree.
 
     Attributes:
+        images: test images.
         plain: top-1 with plain merging.
         banked: top-1 with the bank.
         plain_kl: mean KL of plain merging to the model at its own degree, in nats.
         banked_kl: likewise with the bank.
-        images: test images.
     """
 
+    images: int
     plain: Estimate
     banked: Estimate
     plain_kl: Estimate
     banked_kl: Estimate
-    images: int
 
 
 Results = dict[str, dict[tuple[int, int], Served]]
@@ -122,7 +122,7 @@ def _evaluate_model(
     )
     count = len(figures[plain[options.r_target[0]]])
     return {
-        (own, r): Served(*found[4 * number : 4 * number + 4], images=count)
+        (own, r): Served(count, *found[4 * number : 4 * number + 4])
         for number, r in enumerate(options.r_target)
     }
 
