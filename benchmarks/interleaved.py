@@ -7,10 +7,8 @@ round; what slows the machine for a while slows both sides of a ratio.
 import math
 import os
 import random
-import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,26 +19,6 @@ Variant = Callable[[], object]
 
 FEWEST_ROUNDS = 3
 """A median with quartiles needs that many."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median with its quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Spread":
-        """Median and quartiles of some values; the value itself if there is but one."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(statistics.median(values), low, high)
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
 
 
 def measure_rounds(

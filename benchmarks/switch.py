@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.interleaved import Spread, default_models, measure_rounds, ratios
+from benchmarks.interleaved import default_models, measure_rounds, ratios
 from tocom_core import Bank, CompressedViT, WeightMerger, load_model
 from tocom_core.bank_header import BankHeader
+from tocom_core.throughput import Spread
 
 FORWARD = "forward, batch 8"
 DISTANCES = (1, 4, 8, 16)

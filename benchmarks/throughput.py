@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.interleaved import Spread, Variant, default_models, measure_rounds, ratios
+from benchmarks.interleaved import Variant, default_models, measure_rounds, ratios
 from tocom_core import CompressedViT, load_model
 from tocom_core.schedule import arithmetic_ratio
+from tocom_core.throughput import Spread
 
 PLAIN = "timm"
 TURN_S = 0.1

@@ -26,11 +26,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.interleaved import Spread, default_models, measure_rounds, ratios
+from benchmarks.interleaved import default_models, measure_rounds, ratios
 from tocom_core import Bank, CompressedViT, LoadedModel, load_model
 from tocom_core.attention import FUSED_KERNELS, learning_kernels
 from tocom_core.bank_header import BankHeader
 from tocom_core.self_distillation import CompensatedViT, SelfDistillation, soft_target_divergence
+from tocom_core.throughput import Spread
 
 PAIRS = ((0, 8), (0, 16), (8, 0), (16, 8))
 Step = Callable[[], object]

@@ -42,6 +42,12 @@ from tocom_core.training import RunReport, TrainingLoop
 
 logger = logging.getLogger(__name__)
 
+PURPOSE = (
+    "Train a token compensator bank for a model by self-distillation, without labels: the model at "
+    "one degree of token merging teaches itself at another. Writes bank.safetensors, report.md, "
+    "train.json and a log into the output folder, and goes on where it stopped when started again."
+)
+
 
 def train_bank(options: DistillOptions, command: str = "") -> Path:
     """Train, and write ``bank.safetensors``, ``train.json`` and ``report.md`` into the output.
@@ -304,7 +310,7 @@ def _report(
 def main(argv: Sequence[str] | None = None) -> int:
     """``tocom train``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = parse_options(DistillOptions, argv, "tocom train", __doc__ or "")
+    options = parse_options(DistillOptions, argv, "tocom train", PURPOSE)
     command = command_line("tocom train", argv)
     try:
         path = train_bank(options, command)

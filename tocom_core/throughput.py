@@ -34,7 +34,9 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Median and quartiles of at least two values."""
+        """Median and quartiles of some values; the value itself if there is but one."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
 
@@ -42,6 +44,9 @@ class Spread:
     def relative_width(self) -> float:
         """How far the quartiles lie apart, as a share of the median."""
         return (self.high - self.low) / self.median
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
 
     def as_list(self) -> list[float]:
         """``[median, lower quartile, upper quartile]``, for JSON."""
