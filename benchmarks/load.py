@@ -16,32 +16,21 @@ Server and client share the machine, so part of its processors is the client's a
 import argparse
 import asyncio
 import json
-import random
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks.load_checks import check
 from benchmarks.load_report import Check, Phase, PinTest, Run, Span, describe, show
-from benchmarks.open_loop import (
-    Answer,
-    Client,
-    Watch,
-    closed_loop,
-    due_times,
-    find_batches,
-    open_loop,
-    watch,
-)
 from benchmarks.photographs import photographs
-from benchmarks.served import Served, serve
+from server.arrivals import EVEN, POISSON, PhasedTrace
+from server.arrivals import Phase as TracePhase
+from server.capacity import capacity, settle
+from server.open_loop import Answer, Client, Watch, open_loop, watch
+from server.served_process import MeasurementError, ServedProcess, serve
 
 PHASES = ("1.5x60", "0.25x30", "4x15", "0.25x15")
 PIN_PHASE = Phase(0.7, 10)
-CAPACITY_S = 8.0
-CAPACITY_CONNECTIONS = 64
-SETTLE_WITHIN_S = 30.0
-"""The capacity's queue is over, but the controller takes its time to come down."""
 SAMPLE_S = 0.5
 MULTIPART_FILES = 8
 MULTIPARTS = (0.2, 0.48, 0.52, 0.8)
@@ -52,11 +41,11 @@ def main() -> None:
     """Run the phases, print the report, leave the exit code."""
     options = _parse()
     photos = photographs(options.images, options.image_count)
-    starting = nullcontext(Served(options.url)) if options.url else serve(options.server)
+    starting = nullcontext(ServedProcess(options.url)) if options.url else serve(options.server)
     try:
         with starting as server:
             run = asyncio.run(_drive(server.url, photos, options))
-    except RuntimeError as error:
+    except MeasurementError as error:
         sys.exit(f"no measurement: {error}")
     checks = check(run) if options.url else [*check(run), *_ended_well(server)]
     show(run, checks)
@@ -90,7 +79,7 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _ended_well(server: Served) -> list[Check]:
+def _ended_well(server: ServedProcess) -> list[Check]:
     """How a server of our own ended, and what it complained about."""
     complaints = server.complaints
     seen = "; ".join([f"{len(complaints)} such lines", *complaints[:3]])
@@ -104,50 +93,20 @@ async def _drive(url: str, photos: list[bytes], options: argparse.Namespace) -> 
     """Capacity, then all phases; the dial is handed back whatever happens."""
     async with Client(url, photos, options.seed) as client:
         try:
-            capacity = await _capacity(client)
-            await _settle(client)
-            return await _phases(client, capacity, options)
+            images_per_s = (await capacity(client, 0)).images_per_s
+            print(f"Capacity at r=0: {images_per_s:.1f} images/s\n", flush=True)
+            await settle(client)
+            return await _phases(client, images_per_s, options)
         finally:
             await client.compression(mode="auto")
 
 
-async def _capacity(client: Client) -> float:
-    """Images/s at r=0 with more requests under way than the server can take at once.
-
-    Counted from the end of the first batch to the end of the last: whole batches only.
-    """
-    await client.compression(r=0)
-    answers = await closed_loop(client, CAPACITY_S, CAPACITY_CONNECTIONS)
-    batches = find_batches(answers)
-    if len(batches) < 2:
-        errors = {answer.error for answer in answers if answer.error}
-        raise RuntimeError(f"{len(batches)} batches in {CAPACITY_S:g} s; errors: {errors or None}")
-    seconds = batches[-1].last_done_s - batches[0].last_done_s
-    capacity = sum(batch.seen for batch in batches[1:]) / seconds
-    print(f"Capacity at r=0: {capacity:.1f} images/s ({len(answers)} answers)\n", flush=True)
-    return capacity
-
-
-async def _settle(client: Client) -> None:
-    """Hand the dial to the controller and wait until it rests at the lowest degree."""
-    loop = asyncio.get_running_loop()
-    await client.compression(mode="auto")
-    # It still remembers the capacity's latencies for a while: r rises first.
-    await asyncio.sleep(2 * SAMPLE_S)
-    give_up = loop.time() + SETTLE_WITHIN_S
-    while loop.time() < give_up:
-        state = await client.compression()
-        if state["r"] <= state["min_r"]:
-            return
-        await asyncio.sleep(SAMPLE_S)
-
-
-async def _phases(client: Client, capacity: float, options: argparse.Namespace) -> Run:
+async def _phases(client: Client, images_per_s: float, options: argparse.Namespace) -> Run:
     """All phases without a break between them, while the server's own view is sampled."""
     seen, slo_s = Watch(), await client.gauge("tocom_slo_seconds")
     r_source: int = (await client.compression())["r_source"]
     phases = [*options.phases, PIN_PHASE] if options.pin_test else options.phases
-    spans, due = _schedule(phases, capacity, options)
+    spans, due = _schedule(phases, images_per_s, options)
     watching = asyncio.create_task(watch(client, SAMPLE_S, seen))
     try:
         async with asyncio.TaskGroup() as group:
@@ -158,7 +117,7 @@ async def _phases(client: Client, capacity: float, options: argparse.Namespace) 
     finally:
         watching.cancel()
     return Run(
-        capacity=capacity,
+        capacity=images_per_s,
         slo_s=slo_s,
         r_source=r_source,
         arrivals=options.arrivals,
@@ -170,20 +129,17 @@ async def _phases(client: Client, capacity: float, options: argparse.Namespace) 
 
 
 def _schedule(
-    phases: list[Phase], capacity: float, options: argparse.Namespace
+    phases: list[Phase], images_per_s: float, options: argparse.Namespace
 ) -> tuple[list[Span], list[float]]:
     """When each phase begins and ends, and when each request is due, from half a second on."""
-    generator = random.Random(options.seed)
-    start_s = asyncio.get_running_loop().time() + 0.5
+    first_s = start_s = asyncio.get_running_loop().time() + 0.5
     spans: list[Span] = []
-    due: list[float] = []
     for phase in phases:
         spans.append(Span(phase, start_s, start_s + phase.seconds))
-        rate = phase.multiple * capacity
-        times = due_times(rate, phase.seconds, options.arrivals, generator)
-        due += [start_s + at for at in times]
         start_s += phase.seconds
-    return spans, due
+    shape = tuple(TracePhase(phase.multiple, phase.multiple, phase.seconds) for phase in phases)
+    trace = PhasedTrace("load", shape, POISSON if options.arrivals == "poisson" else EVEN)
+    return spans, [first_s + at for at in trace.times(images_per_s, options.seed)]
 
 
 async def _turn_dial(client: Client, span: Span, r: int) -> PinTest:

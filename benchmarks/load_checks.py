@@ -1,6 +1,6 @@
 """What must hold in a load run; each check names its evidence.
 
-Which images were computed together is told by `open_loop.find_batches`.
+Which images were computed together is told by `find_batches`.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from benchmarks.load_report import (
     pin_evidence,
     rows,
 )
-from benchmarks.open_loop import Batch, find_batches
+from server.answered_batches import Batch, find_batches
 
 HIGH, LOW = 1.2, 0.5
 """Multiples of the capacity from which r must rise, and below which it must come back."""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from benchmarks.open_loop import Answer, Sample, Watch, find_batches
+from server.answered_batches import find_batches
+from server.open_loop import Answer, Sample, Watch
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,46 @@
-"""The bounded queue: who may come in, and who waits.
+"""The bounded queue: who may come in, and who is owed an answer.
 
 A place is reserved before its image is decoded, all images of a request or none, so that a
 request which cannot be served costs no decoding; `Reservation.submit` turns the place into an
-entry with a future. `entries` sees to the answers.
+entry with a future. `scheduler` knows who waits and who could be in time, `entries` sees to the
+answers; this module holds the two together.
 """
 
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from server.clock import Clock
 from server.entries import Entry, ItemResult, OpenEntries, Submission
-from server.errors import BadParameter, Draining, NotReady, QueueFull
-from server.meters import ArrivalRate
-from server.stats import LoadSnapshot, Outcome, RequestStats, notify
+from server.errors import (
+    BadParameter,
+    DeadlineExpired,
+    Draining,
+    NotReady,
+    Overloaded,
+    QueueFull,
+    ServeError,
+)
+from server.pending import Refusal
+from server.scheduler import Scheduler
+from server.stats import Outcome, RequestStats, notify
 
 MAX_RETRY_AFTER_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a request asks for, as far as it bears on its admission."""
+
+    deadline: float | None = None
+    max_r: int | None = None
+    priority: int = 1
+
+
+ANY_TERMS = Terms()
 
 
 class Reservation:
@@ -26,9 +49,10 @@ class Reservation:
     A context manager: places that were not used when it ends are given back.
     """
 
-    def __init__(self, queue: "AdmissionQueue", places: int) -> None:
+    def __init__(self, queue: "AdmissionQueue", places: int, received_at: float) -> None:
         self._queue = queue
         self._places = places
+        self._received_at = received_at
 
     @property
     def places(self) -> int:
@@ -40,7 +64,7 @@ class Reservation:
         if self._places == 0:
             raise RuntimeError("no place is left: reserve as many as are submitted")
         self._places -= 1
-        return self._queue._admit(submission)
+        return self._queue._admit(submission, self._received_at)
 
     def release(self) -> None:
         """Give back all places that are left; harmless when done twice."""
@@ -63,6 +87,7 @@ class AdmissionQueue:
     """A bounded queue whose places can be held.
 
     Args:
+        scheduler: keeps the queue.
         clock: the event loop's clock.
         size: most images that wait or are being decoded.
         on_request: observers of each image's end, whatever it was.
@@ -75,41 +100,42 @@ class AdmissionQueue:
 
     def __init__(
         self,
+        scheduler: Scheduler[Entry],
         clock: Clock,
         size: int,
         *,
         on_request: Sequence[Callable[[RequestStats], None]] = (),
         on_admit: Callable[[], None] = lambda: None,
     ) -> None:
+        self._scheduler = scheduler
         self._clock = clock
         self._size = size
         self._on_request = on_request
         self._on_admit = on_admit
-        self._reserved = 0
-        self._waiting: dict[int, Entry] = {}  # in order of arrival
-        self._arrivals = ArrivalRate()
         self._draining = False
         self._closed = False
-        self.entries = OpenEntries(clock, on_request, self._forget)
+        self.entries = OpenEntries(clock, on_request, self._forget, scheduler.answered)
         self.quiet = asyncio.Event()
         self.quiet.set()
 
     def __len__(self) -> int:
         """Return how many images wait."""
-        return len(self._waiting)
+        return len(self._scheduler)
 
-    def reserve(self, places: int, drain_rate: float | None) -> Reservation:
+    def reserve(self, places: int, terms: Terms = ANY_TERMS) -> Reservation:
         """Hold places for all images of a request, or for none.
 
         Args:
             places: how many images the request has.
-            drain_rate: images/s that leave, to say when to come back; None while unknown.
+            terms: what it asks for; whether it could be in time depends on it.
 
         Raises:
             Draining: the server is shutting down.
             NotReady: batches are no longer being run.
             BadParameter: the queue could never hold so many.
             QueueFull: it cannot now.
+            Overloaded: it could not be answered in time.
+            DeadlineExpired: its deadline is nearer than any answer.
         """
         if self._draining:
             self._refuse("draining", places)
@@ -121,25 +147,31 @@ class AdmissionQueue:
                 f"{places} images at once do not fit the queue of {self._size}; "
                 "send fewer per request"
             )
-        self._arrivals.add(places, self._clock())
-        if self._taken + places > self._size:
-            self._refuse("shed", places)
-            raise self._full(places, drain_rate)
-        self._give_back(-places)
-        return Reservation(self, places)
-
-    def waiting(self) -> tuple[Entry, ...]:
-        """Return the entries that wait, without those whose client has gone."""
-        for entry in list(self._waiting.values()):
-            self.entries.drop_if_cancelled(entry)
-        return tuple(self._waiting.values())
-
-    def start(self, batch: Iterable[Entry]) -> None:
-        """Note that these entries left the queue for a batch; their places are free again."""
         now = self._clock()
+        self._scheduler.note_arrival(now, places)
+        refusal = self._scheduler.refusal(
+            now,
+            places,
+            priority=terms.priority,
+            deadline=terms.deadline,
+            max_r=terms.max_r,
+        )
+        if refusal is not None:
+            self._refuse("expired" if refusal.why == "hopeless" else "shed", places)
+            raise self._explain(refusal, places)
+        self._give_back(-places)
+        return Reservation(self, places, now)
+
+    def start(self, batch: Iterable[Entry]) -> list[Entry]:
+        """Note that these entries go into a batch; those whose client has gone do not."""
+        now = self._clock()
+        batch = list(batch)
         for entry in batch:
-            del self._waiting[entry.id]
+            self.entries.drop_if_cancelled(entry)
+        alive = [entry for entry in batch if not entry.future.done()]
+        for entry in alive:
             entry.started_at = now
+        return alive
 
     def drain(self) -> None:
         """Refuse new reservations; those that exist may still submit."""
@@ -150,32 +182,25 @@ class AdmissionQueue:
         self._closed = True
         self.entries.close_all()
 
-    def load(self, in_flight: int) -> LoadSnapshot:
-        """Return what a policy needs to know; its SLO and levels are the controller's to add."""
-        now = self._clock()
-        oldest = next(iter(self._waiting.values()), None)
-        return LoadSnapshot(
-            now=now,
-            queue_length=len(self._waiting),
-            oldest_wait_s=0.0 if oldest is None else now - oldest.arrived_at,
-            in_flight=in_flight,
-            arrival_rate=self._arrivals.per_second(now),
-            recent_latency_s=self.entries.latencies.quantile(0.95, now),
-            queue_size=self._size,
-        )
-
-    @property
-    def _taken(self) -> int:
-        return self._reserved + len(self._waiting)
-
-    def _full(self, places: int, drain_rate: float | None) -> QueueFull:
+    def _explain(self, refusal: Refusal, places: int) -> ServeError:
         """Tell the client to come back when the work that is here now will be done."""
-        ahead = self._reserved + len(self.entries)
-        wait_s = ahead / drain_rate if drain_rate else 0.0
-        wait_s = min(MAX_RETRY_AFTER_S, max(1.0, wait_s))
+        if refusal.why == "hopeless":
+            return DeadlineExpired(
+                "No answer can be ready before the deadline, however light the load; allow more "
+                "time."
+            )
+        wait_s = min(MAX_RETRY_AFTER_S, max(1.0, refusal.retry_after_s))
+        again = f"try again in {math.ceil(wait_s)} s."
+        if refusal.why == "late":
+            return Overloaded(
+                f"{len(self._scheduler)} images wait, and even at the fastest degree this request "
+                f"would not be answered in time; {again}",
+                retry_after_s=wait_s,
+            )
+        taken = len(self._scheduler) + self._scheduler.held
         return QueueFull(
-            f"The queue holds {self._taken} of {self._size} images and cannot take {places} "
-            f"more; try again in {math.ceil(wait_s)} s.",
+            f"The queue holds {taken} of {self._size} images and cannot take {places} more; "
+            f"{again}",
             retry_after_s=wait_s,
         )
 
@@ -183,9 +208,9 @@ class AdmissionQueue:
         for _ in range(places):
             notify(self._on_request, RequestStats(outcome, None, 0.0, 0.0, 0.0, 0.0))
 
-    def _admit(self, submission: Submission) -> asyncio.Future[ItemResult]:
-        entry = self.entries.open(submission)
-        self._waiting[entry.id] = entry
+    def _admit(self, submission: Submission, received_at: float) -> asyncio.Future[ItemResult]:
+        entry = self.entries.open(submission, received_at)
+        self._scheduler.admit(entry)
         self._give_back(1)
         if self._closed:
             self.entries.close(entry)
@@ -193,15 +218,16 @@ class AdmissionQueue:
         return entry.future
 
     def _give_back(self, places: int) -> None:
-        self._reserved -= places
+        self._scheduler.hold(-places)
         self._update_quiet()
 
     def _forget(self, entry: Entry) -> None:
-        self._waiting.pop(entry.id, None)
+        if entry.started_at is None:
+            self._scheduler.withdraw(entry)
         self._update_quiet()
 
     def _update_quiet(self) -> None:
-        if len(self.entries) or self._reserved:
+        if len(self.entries) or self._scheduler.held:
             self.quiet.clear()
         else:
             self.quiet.set()

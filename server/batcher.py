@@ -3,29 +3,34 @@
 `admission` holds the queue, `entries` sees to it that each image is answered once, `scheduler`
 says which entries form the next batch; this module runs the loop between them, starts and
 drains it. All of it lives on the event loop, so there are no locks; the model's own thread is
-behind `run_batch`. A forward that fails ends its own batch only.
+behind `run_batch`. A forward that fails ends its own batch only. While nobody waits, the loop does
+idle work in short steps (measuring, comparing), never beside a batch.
 """
 
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from server.admission import AdmissionQueue, Reservation
+from server.admission import ANY_TERMS, AdmissionQueue, Reservation, Terms
 from server.clock import Clock
 from server.entries import Entry, ItemResult, Submission
 from server.errors import ForwardFailed
-from server.scheduler import BatchEstimate, Selection, select_batch, unknown_duration
+from server.idle import IdleWork
+from server.scheduler import Scheduler
 from server.stats import BatchOutcome, BatchStats, LoadSnapshot, RequestStats, notify
 
-__all__ = ["BatchOutcome", "Batcher", "ItemResult", "Reservation", "Submission"]
+__all__ = ["BatchOutcome", "Batcher", "ItemResult", "Reservation", "Submission", "Terms"]
 
 logger = logging.getLogger(__name__)
 
 RunBatch = Callable[[Sequence[Any], int], Awaitable[BatchOutcome]]
-DRAIN_RATE_WEIGHT = 0.2
+Served = Callable[[Any, Any, int], None]
+"""(payload, output, r) of each image that was served."""
+
+IDLE_AFTER_S = 0.05
+"""Idle work waits for so long a pause, and leaves one between its steps."""
 
 
 class Batcher:
@@ -33,7 +38,7 @@ class Batcher:
 
     Args:
         run_batch: the model: payloads and a degree in, one output per payload out.
-        choose_r: asked before each batch for its degree.
+        scheduler: keeps the queue and chooses batches.
         clock: the event loop's clock.
         max_batch_size: most images in one batch.
         max_queue_delay_s: how long to wait for a fuller batch when the model was idle.
@@ -41,15 +46,14 @@ class Batcher:
         on_batch: observers of each batch.
         on_request: observers of each image's end, whatever it was; `bad_image` excepted, as
             such an image never gets here.
-        estimate_batch_s: believed duration of a batch; keeps batches inside their deadlines.
-        max_batch_s: longest time that a batch should take as long as nobody has waited longer;
-            beyond that, throughput matters more and batches grow.
+        on_served: told of each result.
+        idle_work: done while nobody waits.
     """
 
     def __init__(
         self,
         run_batch: RunBatch,
-        choose_r: Callable[[LoadSnapshot], int],
+        scheduler: Scheduler[Entry],
         clock: Clock,
         *,
         max_batch_size: int,
@@ -57,24 +61,23 @@ class Batcher:
         queue_size: int,
         on_batch: Sequence[Callable[[BatchStats], None]] = (),
         on_request: Sequence[Callable[[RequestStats], None]] = (),
-        estimate_batch_s: BatchEstimate = unknown_duration,
-        max_batch_s: float = math.inf,
+        on_served: Served | None = None,
+        idle_work: IdleWork | None = None,
     ) -> None:
         self._run_batch = run_batch
-        self._choose_r = choose_r
+        self._scheduler = scheduler
         self._clock = clock
         self._max_batch_size = max_batch_size
         self._max_queue_delay_s = max_queue_delay_s
         self._on_batch = on_batch
-        self._estimate_batch_s = estimate_batch_s
-        self._max_batch_s = max_batch_s
-        self._queue = AdmissionQueue(clock, queue_size, on_request=on_request, on_admit=self._wake)
+        self._on_served = on_served
+        self._idle_work = idle_work
+        self._queue = AdmissionQueue(
+            scheduler, clock, queue_size, on_request=on_request, on_admit=self._wake
+        )
         self._work = asyncio.Event()
         self._full = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._in_flight = 0
-        self._last_r = 0
-        self._drain_rate: float | None = None
 
     @property
     def alive(self) -> bool:
@@ -85,25 +88,24 @@ class Batcher:
         """Begin to run batches, as a task of the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="batcher")
 
-    def reserve(self, places: int) -> Reservation:
+    def reserve(self, places: int, terms: Terms = ANY_TERMS) -> Reservation:
         """Hold places for all images of a request, or for none, before they are decoded.
 
         Raises:
-            Draining: the server is shutting down.
-            NotReady: batches are no longer being run.
-            BadParameter: the queue could never hold so many.
-            QueueFull: it cannot now.
+            ServeError: they are refused; see `AdmissionQueue.reserve`.
         """
-        return self._queue.reserve(places, self._drain_rate)
+        return self._queue.reserve(places, terms)
 
     def submit_all(self, submissions: Sequence[Submission]) -> list[asyncio.Future[ItemResult]]:
         """Admit all or none; raises what `reserve` raises."""
-        with self.reserve(len(submissions)) as reservation:
+        first = submissions[0]
+        terms = Terms(first.deadline, first.max_r, first.priority)
+        with self.reserve(len(submissions), terms) as reservation:
             return [reservation.submit(submission) for submission in submissions]
 
     def load(self) -> LoadSnapshot:
         """Return what a policy needs to know; its SLO and levels are the controller's to add."""
-        return self._queue.load(self._in_flight)
+        return self._scheduler.load(self._clock())
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new work, finish what was admitted, and stop.
@@ -138,7 +140,7 @@ class Batcher:
     async def _run(self) -> None:
         try:
             while True:
-                await self._work.wait()
+                await self._wait_for_work()
                 await self._wait_for_more()
                 while len(self._queue):
                     await self._serve_next()
@@ -149,6 +151,24 @@ class Batcher:
         finally:
             self._queue.close()
 
+    async def _wait_for_work(self) -> None:
+        """Return when somebody waits; until then do idle work, in pauses of the traffic."""
+        while self._idle_work is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_AFTER_S):
+                    await self._work.wait()
+            if self._work.is_set():
+                return
+            if not self._scheduler.held:
+                await self._idle_step(self._idle_work)
+        await self._work.wait()
+
+    async def _idle_step(self, work: IdleWork) -> None:
+        try:
+            await work.step()
+        except Exception:
+            logger.exception("idle work failed")
+
     async def _wait_for_more(self) -> None:
         """Give further images a moment to join the first one."""
         with contextlib.suppress(TimeoutError):
@@ -156,38 +176,22 @@ class Batcher:
                 await self._full.wait()
 
     async def _serve_next(self) -> None:
-        load = self.load()
-        wanted = self._degree(load)
-        selection = self._select(load, wanted)
+        selection = self._scheduler.next_batch(self._clock())
         for entry in selection.expired:
             self._queue.entries.expire(entry)
-        if selection.batch:
-            self._queue.start(selection.batch)
-            await self._serve(selection.batch, selection.r, limited=selection.r != wanted)
-
-    def _degree(self, load: LoadSnapshot) -> int:
-        """Ask for the degree; a fault in the answer must not stop the answers."""
-        try:
-            self._last_r = self._choose_r(load)
-        except Exception:
-            logger.exception("choosing r failed; staying at r=%d", self._last_r)
-        return self._last_r
-
-    def _select(self, load: LoadSnapshot, r: int) -> Selection[Entry]:
-        return select_batch(
-            self._queue.waiting(),
-            load.now,
-            r,
-            self._max_batch_size,
-            self._estimate_batch_s,
-            max(self._max_batch_s, load.oldest_wait_s),
-        )
+        for entry in selection.shed:
+            self._queue.entries.shed(entry, selection.retry_after_s)
+        batch = self._queue.start(selection.batch)
+        if batch:
+            await self._serve(batch, selection.r, limited=selection.r != selection.wanted_r)
 
     async def _serve(self, batch: list[Entry], r: int, limited: bool) -> None:
         started_at = self._clock()
-        self._in_flight = len(batch)
+        self._scheduler.batch_started(started_at, len(batch), r)
+        stats: BatchStats | None = None
         try:
             outcome = await self._forward([entry.payload for entry in batch], r)
+            stats = _stats(outcome, started_at, limited)
         except Exception as error:
             told = isinstance(error, ForwardFailed)  # whoever raises it has logged the cause
             logger.error("a batch of %d at r=%d failed", len(batch), r, exc_info=not told)
@@ -195,15 +199,22 @@ class Batcher:
                 self._queue.entries.fail(entry, _forward_failed(error), r)
             return
         finally:
-            self._in_flight = 0
-        self._note_batch(outcome, started_at, limited)
+            self._scheduler.batch_ended(stats)
+        notify(self._on_batch, stats)
         for entry, output in zip(batch, outcome.outputs, strict=True):
-            if isinstance(output, Exception):
-                self._queue.entries.fail(
-                    entry, _forward_failed(output), outcome.r, outcome.compute_s
-                )
-            else:
-                self._queue.entries.finish(entry, output, outcome)
+            self._answer(entry, output, outcome)
+
+    def _answer(self, entry: Entry, output: Any, outcome: BatchOutcome) -> None:
+        if isinstance(output, Exception):
+            failure = _forward_failed(output)
+            self._queue.entries.fail(entry, failure, outcome.r, outcome.compute_s)
+            return
+        self._queue.entries.finish(entry, output, outcome)
+        if self._on_served is not None:
+            try:
+                self._on_served(entry.payload, output, outcome.r)
+            except Exception:
+                logger.exception("an observer of results failed")
 
     async def _forward(self, payloads: list[Any], r: int) -> BatchOutcome:
         try:
@@ -217,14 +228,10 @@ class Batcher:
             raise RuntimeError(f"{len(outcome.outputs)} outputs for {len(payloads)} images")
         return outcome
 
-    def _note_batch(self, outcome: BatchOutcome, started_at: float, limited: bool) -> None:
-        size = len(outcome.outputs)
-        busy_s = outcome.merge_s + outcome.compute_s
-        if busy_s > 0:
-            before = self._drain_rate or size / busy_s
-            self._drain_rate = before + DRAIN_RATE_WEIGHT * (size / busy_s - before)
-        stats = BatchStats(outcome.r, size, outcome.merge_s, outcome.compute_s, started_at, limited)
-        notify(self._on_batch, stats)
+
+def _stats(outcome: BatchOutcome, started_at: float, limited: bool) -> BatchStats:
+    size = len(outcome.outputs)
+    return BatchStats(outcome.r, size, outcome.merge_s, outcome.compute_s, started_at, limited)
 
 
 def _forward_failed(error: Exception) -> ForwardFailed:

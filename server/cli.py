@@ -34,6 +34,9 @@ COMMANDS = {
     "finetune": Command("tocom_core.finetuning", "make a classifier at a given r_source"),
     "train": Command("tocom_core.distillation", "train a bank by self-distillation"),
     "evaluate": Command("tocom_core.evaluation", "measure accuracy per degree"),
+    "profile": Command("server.profiling", "measure latency and agreement per degree"),
+    "bench": Command("server.bench", "replay a trace of arrivals against a running server"),
+    "simulate": Command("server.simulator", "replay a trace in simulated time"),
 }
 
 

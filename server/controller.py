@@ -1,9 +1,15 @@
-"""Who decides the degree: the policy, or an operator's pin.
+"""Who decides the degree: the policy, or an operator.
 
-The controller stands between the load and the batcher. It holds the mode, the bounds and the
-table of levels, asks the policy, and answers `next_r` before each batch. The wiring also calls
-`next_r` a few times a second, so that the degree comes back down without traffic. Everything
+The controller stands between the load and the scheduler. It holds the mode and the operator's
+wishes, asks the policy, and answers `decide` before each batch. The wiring also calls `decide` a
+few times a second, so that the degree comes back down, and holds end, without traffic. Everything
 runs on the event loop; there are no locks.
+
+Three modes: in `auto` the policy decides; `pinned` holds the operator's degree; `shadow` holds one
+too, while the policy goes on deciding as if it were heard: what it would do is logged and shown,
+so that a policy can be watched on real traffic before it is trusted. Its own degree, not the held
+one, is then what it starts from, or it would raise the degree over and over. The queue that it
+sees, though, is that of the held degree.
 """
 
 import logging
@@ -11,142 +17,164 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from server.agreement import Agreement
+from server.bounds import Bounds
 from server.clock import Clock
+from server.control_status import ControllerStatus, DegreeChange, Mode, ShadowStatus
 from server.errors import BadParameter
-from server.levels import LevelTable
-from server.policy import Policy
+from server.operating_table import OperatingTable
+from server.policy import Decision, Policy, StaticPolicy, nearest
 from server.stats import BatchStats, LoadSnapshot, SwitchStats, notify
 from tocom_core.operating_point import OperatingPoint
 
 logger = logging.getLogger(__name__)
 
-Mode = Literal["auto", "pinned"]
-
 
 @dataclass(frozen=True, slots=True)
-class DegreeChange:
-    """The controller's last change of mind; `age_s` seconds ago."""
+class _Hold:
+    """A degree that the operator holds, until some time or for good."""
 
-    r_from: int
-    r_to: int
-    reason: str
-    age_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class ControllerStatus:
-    """What `GET /compression` shows.
-
-    `r` is the degree that the next batch will have, save for requests with a lower `max_r` of
-    their own; `allowed` are the degrees that the policy may choose from at present.
-    """
-
-    mode: Mode
     r: int
-    r_source: int
-    min_r: int
-    max_r: int
-    pinned_ttl_s: float | None
-    last_change: DegreeChange | None
-    levels: tuple[OperatingPoint, ...]
-    allowed: tuple[int, ...]
+    until: float | None
+
+    def is_over(self, now: float) -> bool:
+        return self.until is not None and now >= self.until
+
+    def ttl_s(self, now: float) -> float | None:
+        return None if self.until is None else self.until - now
 
 
 class Controller:
-    """Mode, pins, bounds and the present degree.
+    """Mode, holds, bounds and the present degree.
 
     Args:
-        policy: decides in mode `auto`.
-        levels: what is known of each degree; refreshed by `observe_batch`.
+        policy: decides in mode `auto`, and is watched in mode `shadow`.
+        table: what is believed of each degree; refreshed by `observe_batch`.
         r_source: the degree of the checkpoint; where the controller rests without load.
         clock: seconds, monotonic.
         slo_s: the latency to keep.
-        max_r: the policy never goes above it; None means the highest level.
-        min_accuracy: the policy avoids levels whose expected accuracy is known and lower.
+        mode: how to begin.
+        max_r: no automatic choice is higher; None means the highest degree.
+        min_accuracy: no automatic choice is expected to be less accurate.
+        agreement: shown in the status.
         on_switch: called for each change of the live weights.
 
     Raises:
-        BadParameter: bounds or accuracy floor leave no level.
+        BadParameter: bounds or accuracy floor leave no degree.
+
+    Attributes:
+        table: as given.
     """
 
     def __init__(
         self,
         policy: Policy,
-        levels: LevelTable,
+        table: OperatingTable,
         r_source: int,
         clock: Clock,
         *,
         slo_s: float,
+        mode: Literal["auto", "shadow"] = "auto",
         max_r: int | None = None,
         min_accuracy: float | None = None,
+        agreement: Agreement | None = None,
         on_switch: Sequence[Callable[[SwitchStats], None]] = (),
     ) -> None:
+        self.table = table
         self._policy = policy
-        self._levels = levels
         self._r_source = r_source
         self._clock = clock
         self._slo_s = slo_s
-        self._min_accuracy = min_accuracy
+        self._agreement = agreement
         self._on_switch = on_switch
-        lowest, highest = levels.degrees[0], levels.degrees[-1]
-        self._max_r = highest if max_r is None else max_r
-        self._min_r = min(max(r_source, lowest), self._max_r)
-        self._check_bounds(self._min_r, self._max_r)
-        self._pinned = False
-        self._pinned_until: float | None = None
-        self._r = self._allowed()[0].r
+        self._bounds = Bounds(table, r_source, max_r=max_r, min_accuracy=min_accuracy)
+        self._r = nearest(r_source, self._offered())
         self._reason = "start"
         self._last_change: DegreeChange | None = None
         self._changed_at = 0.0
         self._last_batch: BatchStats | None = None
+        self._pin: _Hold | None = None
+        self._shadow: _Hold | None = None
+        self._would = Decision(self._r, "start")
+        if mode == "shadow":
+            self.shadow()
 
-    def next_r(self, load: LoadSnapshot) -> int:
-        """Return the degree for the next batch under this load."""
-        self._end_pin_if_due()
-        if not self._pinned:
-            levels = self._allowed()
-            here = _nearest(self._r, levels)
-            load = replace(load, slo_s=self._slo_s, levels=levels)
-            decision = self._policy.decide(load, here)
-            self._move(decision.r, decision.reason)
-        return self._r
+    def decide(self, load: LoadSnapshot) -> Decision:
+        """Return the degree for the next batch under this load, and its size where that matters.
+
+        Whatever the policy raises passes through, and leaves the degree as it is.
+        """
+        self._end_holds_that_are_due()
+        if self._pin is not None:
+            return Decision(self._r, "pinned")
+        here = self._r if self._shadow is None else self._would.r
+        decision = self._ask(load, here)
+        if self._shadow is not None:
+            self._note(decision)
+            return Decision(self._r, "shadow")
+        self._move(decision.r, decision.reason)
+        return decision
+
+    def levels(self) -> tuple[OperatingPoint, ...]:
+        """Return the degrees that the next batches may have, ascending, at least one.
+
+        It is the held one alone while the operator holds one, else what the policy may choose.
+        """
+        if self._mode() == "auto":
+            return self._offered()
+        return tuple(level for level in self.table.points() if level.r == self._r)
 
     def pin(self, r: int, ttl_s: float | None = None) -> None:
         """Hold the degree at `r`, for `ttl_s` seconds or until `auto`.
 
-        It is the operator's word: neither the bounds nor the accuracy floor apply.
+        It is the operator's word: neither the bounds nor the accuracy floor apply. When its time
+        is over, what was before holds again: `shadow`, or else `auto`.
 
         Raises:
             BadParameter: the model has no such degree, or the time is not positive.
         """
         self._check_degree(r)
-        if ttl_s is not None and not 0 < ttl_s < float("inf"):
-            raise BadParameter(f"ttl_s={ttl_s} must be a positive number of seconds")
-        self._pinned = True
-        self._pinned_until = None if ttl_s is None else self._clock() + ttl_s
+        self._pin = _Hold(r, self._ends_at(ttl_s))
         self._move(r, "pinned")
+
+    def shadow(self, r: int | None = None, ttl_s: float | None = None) -> None:
+        """Hold the present degree, or `r`, while the policy decides without being heard.
+
+        As with a pin, the held degree is the operator's word; bounds and floor apply to what the
+        policy would do. After `ttl_s` seconds the policy is heard again.
+
+        Raises:
+            BadParameter: the model has no such degree, or the time is not positive.
+        """
+        held = self._r if r is None else r
+        self._check_degree(held)
+        self._shadow = _Hold(held, self._ends_at(ttl_s))
+        self._pin = None
+        self._would = Decision(nearest(held, self._offered()), "start")
+        self._move(held, "shadow")
 
     def auto(self) -> None:
         """Hand the degree back to the policy, which starts from where it is."""
-        self._release("auto")
+        self._pin = self._shadow = None
+        self._move(nearest(self._r, self._offered()), "auto")
 
     def bound(self, min_r: int | None = None, max_r: int | None = None) -> None:
         """Bound what the policy may choose; None leaves that bound as it is.
 
         Raises:
-            BadParameter: not a degree of the model, the wrong way round, or no level is left
-                above the accuracy floor.
+            BadParameter: not a degree of the model, the wrong way round, or no degree is left that
+                is known to keep the accuracy floor.
         """
-        low = self._min_r if min_r is None else min_r
-        high = self._max_r if max_r is None else max_r
-        self._check_bounds(low, high)
-        self._min_r, self._max_r = low, high
-        if not self._pinned:
-            self._move(_nearest(self._r, self._allowed()), "bounds")
+        self._bounds.set(
+            self._bounds.low if min_r is None else min_r,
+            self._bounds.high if max_r is None else max_r,
+        )
+        if self._mode() == "auto":
+            self._move(nearest(self._r, self._offered()), "bounds")
 
     def observe_batch(self, batch: BatchStats) -> None:
-        """Learn from a batch: its throughput, and whether the live weights were switched."""
-        self._levels.observe(batch)
+        """Learn from a served batch: its duration, and whether the live weights were switched."""
+        self.table.observe(batch)
         before, self._last_batch = self._last_batch, batch
         r_before = self._r_source if before is None else before.r
         if batch.r == r_before:
@@ -156,51 +184,73 @@ class Controller:
         switch = SwitchStats(r_before, batch.r, reason, batch.merge_s, batch.started_at)
         notify(self._on_switch, switch)
 
-    def estimate_batch_s(self, r: int, size: int) -> float:
-        """Estimate the seconds that a batch takes; 0 while nothing is known."""
-        return self._levels.batch_s(r, size)
-
     def status(self) -> ControllerStatus:
-        """Return the present state; a pin whose time is over is already gone from it."""
-        self._end_pin_if_due()
+        """Return the present state; a hold whose time is over is already gone from it."""
+        self._end_holds_that_are_due()
         now = self._clock()
-        change = self._last_change
+        change, mode = self._last_change, self._mode()
+        shadow = None
+        if mode == "shadow" and self._shadow is not None:
+            shadow = ShadowStatus(self._would.r, self._would.reason, self._shadow.ttl_s(now))
         return ControllerStatus(
-            mode="pinned" if self._pinned else "auto",
+            mode=mode,
             r=self._r,
             r_source=self._r_source,
-            min_r=self._min_r,
-            max_r=self._max_r,
-            pinned_ttl_s=None if self._pinned_until is None else self._pinned_until - now,
+            min_r=self._bounds.low,
+            max_r=self._bounds.high,
+            min_accuracy=self._bounds.min_accuracy,
+            pinned_ttl_s=None if self._pin is None else self._pin.ttl_s(now),
             last_change=change and replace(change, age_s=now - self._changed_at),
-            levels=self._levels.points(),
-            allowed=tuple(level.r for level in self._allowed()),
+            levels=self.table.points(),
+            allowed=tuple(level.r for level in self._offered()),
+            shadow=shadow,
+            agreement={} if self._agreement is None else self._agreement.estimates(),
         )
 
-    def _allowed(self) -> tuple[OperatingPoint, ...]:
-        return self._between(self._min_r, self._max_r)
+    def _mode(self) -> Mode:
+        if self._pin is not None:
+            return "pinned"
+        return "auto" if self._shadow is None else "shadow"
 
-    def _between(self, low: int, high: int) -> tuple[OperatingPoint, ...]:
-        """Return the levels within bounds that keep the accuracy floor."""
-        return tuple(
-            level
-            for level in self._levels.points()
-            if low <= level.r <= high and self._accurate(level)
-        )
+    def _ask(self, load: LoadSnapshot, r: int) -> Decision:
+        """Ask the policy what comes after `r`; its answer is always one of the levels offered."""
+        levels = self._offered()
+        here = nearest(r, levels)
+        decision = self._policy.decide(replace(load, slo_s=self._slo_s, levels=levels), here)
+        allowed = nearest(decision.r, levels)
+        if here == allowed != r:  # the policy is content, but `r` itself is offered no more
+            return replace(decision, r=allowed, reason=self._bounds.objection(r))
+        return decision if decision.r == allowed else replace(decision, r=allowed)
 
-    def _accurate(self, level: OperatingPoint) -> bool:
-        if self._min_accuracy is None or level.expected_accuracy is None:
-            return True
-        return level.expected_accuracy >= self._min_accuracy
+    def _offered(self) -> tuple[OperatingPoint, ...]:
+        """Return what the policy may choose; a fixed degree leaves only that one.
 
-    def _end_pin_if_due(self) -> None:
-        if self._pinned_until is not None and self._clock() >= self._pinned_until:
-            self._release("pin-expired")
+        A fixed degree is the operator's word, so it need not pay.
+        """
+        if not isinstance(self._policy, StaticPolicy):
+            return self._bounds.offered()
+        allowed = self._bounds.allowed()
+        r = nearest(self._policy.r, allowed)
+        return tuple(level for level in allowed if level.r == r)
 
-    def _release(self, reason: str) -> None:
-        self._pinned = False
-        self._pinned_until = None
-        self._move(_nearest(self._r, self._allowed()), reason)
+    def _note(self, decision: Decision) -> None:
+        """Remember what the policy would do, and log it when that changes."""
+        if decision.r != self._would.r:
+            logger.info("shadow: would set r=%d (%s)", decision.r, decision.reason)
+        self._would = decision
+
+    def _end_holds_that_are_due(self) -> None:
+        now = self._clock()
+        if self._shadow is not None and self._shadow.is_over(now):
+            self._shadow = None
+            if self._pin is None:
+                self._move(nearest(self._r, self._offered()), "shadow-expired")
+        if self._pin is not None and self._pin.is_over(now):
+            self._pin = None
+            if self._shadow is None:
+                self._move(nearest(self._r, self._offered()), "pin-expired")
+            else:
+                self._move(self._shadow.r, "pin-expired")
 
     def _move(self, r: int, reason: str) -> None:
         if r == self._r:
@@ -211,27 +261,16 @@ class Controller:
         self._r, self._reason = r, reason
 
     def _check_degree(self, r: int) -> None:
-        degrees = self._levels.degrees
+        degrees = self.table.degrees
         if r not in degrees:
             known = f"{degrees[0]} to {degrees[-1]}"
             if len(degrees) != degrees[-1] - degrees[0] + 1:
                 known = ", ".join(map(str, degrees))
             raise BadParameter(f"r={r} is no degree of this model; it has {known}")
 
-    def _check_bounds(self, low: int, high: int) -> None:
-        lowest, highest = self._levels.degrees[0], self._levels.degrees[-1]
-        for name, value in (("min_r", low), ("max_r", high)):
-            if not lowest <= value <= highest:
-                raise BadParameter(f"{name}={value} must lie from {lowest} to {highest}")
-        if low > high:
-            raise BadParameter(f"min_r={low} lies above max_r={high}; set both or swap them")
-        if not self._between(low, high):
-            raise BadParameter(
-                f"no degree from {low} to {high} is expected to reach the accuracy floor "
-                f"min_accuracy={self._min_accuracy}; lower the floor or widen the bounds"
-            )
-
-
-def _nearest(r: int, levels: Sequence[OperatingPoint]) -> int:
-    """Return the allowed degree closest to `r`, the lower one of two."""
-    return min((level.r for level in levels), key=lambda degree: (abs(degree - r), degree))
+    def _ends_at(self, ttl_s: float | None) -> float | None:
+        if ttl_s is None:
+            return None
+        if not 0 < ttl_s < float("inf"):
+            raise BadParameter(f"ttl_s={ttl_s} must be a positive number of seconds")
+        return self._clock() + ttl_s

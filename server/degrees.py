@@ -1,12 +1,18 @@
-"""Which degrees a model is served at, and what each of them wins and costs."""
+"""Which degrees a model is served at, and whose latency and accuracy are being spoken of."""
 
+import hashlib
+import platform
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from server.errors import SettingsError
 from tocom_core.bank import Bank
 from tocom_core.compressed_vit import CompressedViT
-from tocom_core.operating_point import OperatingPoint
+from tocom_core.latency_profile import Accuracy
+from tocom_core.models import LoadedModel
 from tocom_core.schedule import arithmetic_ratio
 
 
@@ -32,34 +38,9 @@ def highest_degree(
     return highest
 
 
-def operating_points(
-    model: CompressedViT,
-    highest: int,
-    images_per_s: Mapping[int, float],
-    accuracy: Mapping[int, float],
-) -> tuple[OperatingPoint, ...]:
-    """All degrees from 0 to ``highest``.
-
-    Args:
-        model: counts the multiply-adds of each degree.
-        highest: the last degree.
-        images_per_s: measured throughput of some degrees; the others are derived from the nearest
-            measured one by the ratio of multiply-adds.
-        accuracy: top-1 of some degrees.
-    """
-    ratios = {r: arithmetic_ratio(model, r) for r in range(highest + 1)}
-
-    def point(r: int) -> OperatingPoint:
-        throughput = images_per_s.get(r)
-        if throughput is None and images_per_s:
-            known = min(images_per_s, key=lambda other: (abs(other - r), other))
-            throughput = images_per_s[known] * ratios[r] / ratios[known]
-        ratio = ratios[r]
-        if throughput is not None and 0 in images_per_s:
-            ratio = throughput / images_per_s[0]
-        return OperatingPoint(r, ratio, throughput, accuracy.get(r), measured=r in images_per_s)
-
-    return tuple(map(point, ratios))
+def relative_work(model: CompressedViT, highest: int) -> dict[int, float]:
+    """Multiply-adds of each degree from 0 to ``highest``, relative to those of r=0."""
+    return {r: 1 / arithmetic_ratio(model, r) for r in range(highest + 1)}
 
 
 def expected_accuracy(table: Mapping[str, Any] | None, *, with_bank: bool) -> dict[int, float]:
@@ -83,3 +64,69 @@ def most_telling_first(highest: int) -> Iterator[int]:
                 yield middle
                 narrower += [(low, middle), (middle, high)]
         gaps = narrower
+
+
+def table_accuracies(table: Mapping[str, Any] | None, *, with_bank: bool) -> tuple[Accuracy, ...]:
+    """``expected_accuracy`` as a profile's records, ascending; an untold number of images is 1."""
+    images = max(1, int((table or {}).get("images", 1)))
+    found = expected_accuracy(table, with_bank=with_bank)
+    return tuple(Accuracy(r, found[r], "evaluation", images) for r in sorted(found))
+
+
+def device_identity(
+    device: torch.device, dtype: str, threads: int, lanes: int
+) -> dict[str, str | int]:
+    """The device and what else decides how fast one and the same model runs on it."""
+    told: dict[str, str | int] = {"device": _device_name(device)}
+    if device.type == "cpu":
+        told |= {"threads": threads, "lanes": lanes}
+    return told | {"dtype": dtype, "torch": str(torch.__version__)}
+
+
+def model_identity(
+    loaded: LoadedModel, bank: Bank | None, model: CompressedViT, scaling: float | None
+) -> dict[str, Any]:
+    """The model and what else decides how accurate it is at each degree.
+
+    Args:
+        loaded: the model with its weights as in its file.
+        bank: the compensator.
+        model: says how tokens are reduced.
+        scaling: the factor on the bank's deltas; None takes the bank's own.
+    """
+    if bank is None:
+        scaling = None
+    elif scaling is None:
+        scaling = bank.scaling
+    return {
+        "digest": loaded.digest,
+        "head": _head_digest(loaded),
+        "bank": None if bank is None else bank.digest,
+        "scaling": scaling,
+        "method": model.method,
+        "prop_attn": model.prop_attn,
+        "r_source": loaded.r_source,
+    }
+
+
+def _device_name(device: torch.device, cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+    """The product's name where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = cpu_info.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return name if device.type == "cpu" else f"{device.type}, {name}"
+
+
+def _head_digest(loaded: LoadedModel) -> str:
+    """SHA-256 of the classifier's weights, which the backbone's digest leaves out."""
+    total = hashlib.sha256()
+    for key, value in sorted(loaded.vit.state_dict().items()):
+        if key.startswith(("head.", "head_dist.")):
+            total.update(f"{key}{tuple(value.shape)}".encode())
+            total.update(value.half().cpu().numpy().tobytes())
+    return total.hexdigest()

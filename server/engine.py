@@ -1,9 +1,10 @@
 """The model and its one inference thread.
 
-All tensor work happens on a single thread: weights are merged between two forward passes and never
-during one, so a batch cannot mix degrees.  Callers hand over decoded images and a degree and await
-the outcome; when a batch does not fit into memory it is halved, and what cannot be computed fails
-its own batch only.
+One thread merges weights and runs batches, one after the other; on a CPU it shares a batch out to
+lanes and waits for all of them.  So weights change between two forward passes and never during one,
+and a batch cannot mix degrees.  Callers hand over decoded images and a degree and await the
+outcome; when a batch does not fit into memory it is halved, and what cannot be computed fails its
+own batch only.
 """
 
 import asyncio
@@ -11,21 +12,30 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from server.clock import Clock, monotonic
-from server.degrees import expected_accuracy, highest_degree, most_telling_first, operating_points
+from server.degrees import (
+    device_identity,
+    highest_degree,
+    model_identity,
+    relative_work,
+    table_accuracies,
+)
 from server.errors import ForwardFailed, SettingsError
+from server.forward import Forward, is_out_of_memory
+from server.lanes import Lanes, choose_lanes, use_threads
 from server.settings import Settings
 from server.stats import BatchOutcome
 from tocom_core.bank import Bank
 from tocom_core.compressed_vit import CompressedViT
+from tocom_core.latency_profile import LatencyProfile, Measurement
 from tocom_core.merger import WeightMerger
 from tocom_core.models import LoadedModel, find_bank, load_model, pick_device
-from tocom_core.operating_point import OperatingPoint
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +43,8 @@ Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FAILURES_UNTIL_BROKEN = 3
-_CPU_WARM_UP_BATCH = 8
-_MOST_RUNS = 4
-_ENOUGH_TIME_S = 0.2
+_WARM_UP_BATCH = 8
+_WARM_UP_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,11 @@ class WarmUp:
     """What the warm-up learned.
 
     Attributes:
-        images_per_s: degree to throughput, of the degrees that were run.
+        measurements: of two batches, as different as can be; none where they were known before.
         seconds: how long it took.
     """
 
-    images_per_s: dict[int, float]
+    measurements: tuple[Measurement, ...]
     seconds: float
 
 
@@ -58,12 +67,19 @@ class Engine:
         loaded: the model; its weights are moved to the device and from then on belong to the
             engine.
         bank: the compensator; None merges tokens without compensation.
-        settings: device, dtype, threads, method, batch size.
+        settings: device, dtype, threads, lanes, method.
         clock: measures merging and computing.
+        bank_path: where the bank lies, if it comes from a file.
 
     Raises:
         SettingsError: the settings do not fit this machine or model.
         TocomError: the bank does not fit, or the method does not cover the model.
+
+    Attributes:
+        max_r: the highest degree.
+        work: degree to its multiply-adds relative to those of r=0, for all degrees.
+        device_identity: the device and what else decides how fast the model runs on it.
+        model_identity: the model and what else decides how accurate it is.
     """
 
     def __init__(
@@ -72,22 +88,36 @@ class Engine:
         bank: Bank | None,
         settings: Settings,
         clock: Clock = monotonic,
+        *,
+        bank_path: Path | None = None,
     ) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        threads = torch.get_num_threads()
         self.loaded = loaded
         self.bank = bank
+        self.bank_path = bank_path
         self.device = pick_device(settings.device)
         self.dtype = _DTYPES[settings.dtype]
         self.r_source = loaded.r_source
-        self.model = _compressed(loaded, bank, settings).to(self.device, self.dtype)
+        lanes = choose_lanes(settings.lanes, threads, self.device.type)
+        model = _compressed(loaded, bank, settings)
+        self.model_identity = model_identity(loaded, bank, model, settings.scaling)
+        self.device_identity = device_identity(self.device, settings.dtype, threads, lanes)
+        self.model = model.to(self.device, self.dtype)
+        self.max_r = highest_degree(model, bank, self.r_source, settings.max_r)
+        self.work = relative_work(model, self.max_r)
         self._merger = self._new_merger(settings.scaling)
-        self.max_r = highest_degree(self.model, bank, self.r_source, settings.max_r)
         self._max_batch_size = settings.max_batch_size
         self._clock = clock
         self._failures = 0
-        self._closed = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._samples: list[Tensor] = []
+        self._forward = Forward(
+            self.model, loaded.normalize, self.device, self.dtype, Lanes(lanes, threads)
+        )
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="inference", initializer=use_threads, initargs=(threads,)
+        )
 
     @property
     def healthy(self) -> bool:
@@ -102,20 +132,25 @@ class Engine:
     @property
     def scaling(self) -> float | None:
         """The factor on the bank's deltas; None without a bank."""
-        return self._scaling
+        factor: float | None = self.model_identity["scaling"]
+        return factor
 
-    def levels(self, images_per_s: dict[int, float] | None = None) -> tuple[OperatingPoint, ...]:
-        """All degrees with what they win and cost.
+    def own_profile(self, measurements: Sequence[Measurement]) -> LatencyProfile:
+        """What is known without a stored profile: measurements, and what the model's file tells.
 
-        Args:
-            images_per_s: measured throughput of some degrees; the others are derived from the
-                nearest measured one by counting multiply-adds.
+        Accuracies are those of the checkpoint's own evaluation table, for the way it is served.
+
+        Raises:
+            ProfileError: too few measurements.
         """
-        return operating_points(
-            self.model,
-            self.max_r,
-            images_per_s or {},
-            expected_accuracy(self.loaded.evaluation, with_bank=self.bank is not None),
+        known = table_accuracies(self.loaded.evaluation, with_bank=self.bank is not None)
+        return LatencyProfile(
+            device=self.device_identity,
+            model=self.model_identity,
+            work=self.work,
+            measurements=measurements,
+            accuracies=[accuracy for accuracy in known if accuracy.r in self.work],
+            max_batch_size=self._max_batch_size,
         )
 
     async def run(self, images: Sequence[Tensor], r: int) -> BatchOutcome:
@@ -148,21 +183,45 @@ class Engine:
         self._failures = 0
         return outcome
 
-    async def warm_up(self, budget_s: float = 10.0) -> WarmUp:
-        """Run the degrees once and measure them; within the budget, the most telling ones first."""
+    async def measure(self, r: int, batch: int) -> float:
+        """Seconds that computing a batch of random images takes; merging weights is not counted.
+
+        Raises:
+            ForwardFailed: it could not be computed; the engine goes on.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._warm_up, budget_s)
+        return await loop.run_in_executor(self._thread, self.measure_blocking, r, batch)
+
+    def measure_blocking(self, r: int, batch: int) -> float:
+        """``measure``, on the calling thread: for a caller that is alone with the engine."""
+        return self.run_blocking(self._random_images(batch), r).compute_s
+
+    async def warm_up(self, *, measured: bool = False) -> WarmUp:
+        """Run the model for the first time: check that it can be served, and measure two batches.
+
+        Two are enough to begin with, as far apart as can be: one image without compression, and
+        several at the highest degree.  All else is measured while no request waits.
+
+        Args:
+            measured: this device's latencies are known; nothing is measured then.
+
+        Raises:
+            SettingsError: the model's scores do not fit its labels.
+            Exception: whatever the model raises if it cannot be run.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._warm_up, measured)
 
     def close(self) -> None:
-        """End the inference thread; a batch that is running is not waited for."""
-        self._closed = True
+        """End all threads; a batch that is running is not waited for."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._forward.close()
 
     def _run(self, images: Sequence[Tensor], r: int) -> BatchOutcome:
         started = self._clock()
         self._set_degree(r)
         merged = self._clock()
-        outputs = self._classify(torch.stack(list(images)), r)
+        outputs = self._forward.classify(torch.stack(list(images)), r)
         done = self._clock()
         return BatchOutcome(
             outputs=[_checked(row) for row in outputs.numpy()],
@@ -175,52 +234,31 @@ class Engine:
         if self._merger is not None and self._merger.r_target != r:
             self._merger.set_target(r)
 
-    def _classify(self, images: Tensor, r: int) -> Tensor:
-        """uint8 ``(B, 3, H, W)`` to ``(B, C)`` probabilities, in halves when memory ends."""
-        try:
-            return self._forward(images, r)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error) or len(images) == 1:
-                raise
-        # Outside of the handler: the traceback keeps the failed pass's tensors alive.
-        logger.warning("out of memory with %d images at r=%d; trying halves", len(images), r)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = len(images) // 2
-        return torch.cat([self._classify(part, r) for part in (images[:half], images[half:])])
-
-    def _forward(self, images: Tensor, r: int) -> Tensor:
-        with torch.inference_mode():
-            pixels = self.loaded.normalize(images.to(self.device), self.dtype)
-            logits: Tensor = self.model(pixels, r)
-            return logits.float().softmax(dim=-1).cpu()
-
-    def _warm_up(self, budget_s: float) -> WarmUp:
+    def _warm_up(self, measured: bool) -> WarmUp:
         started = self._clock()
-        size = self._max_batch_size
-        if self.device.type == "cpu":
-            size = min(size, _CPU_WARM_UP_BATCH)
-        generator = torch.Generator().manual_seed(0)
-        shape = (size, *self.loaded.input_size)
-        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        self._check_classes(self._classify(images[:1], self.r_source))
-        measured: dict[int, float] = {}
-        for r in most_telling_first(self.max_r):
-            if self._closed or (measured and self._clock() - started > budget_s):
-                logger.info("warm-up stopped after %d of %d degrees", len(measured), self.max_r + 1)
-                break
-            measured[r] = size / self._best_time(images, r)
-        return WarmUp(measured, self._clock() - started)
+        one = self._random_images(1)
+        self._check_classes(self._forward.classify(torch.stack(one), self.r_source))
+        if measured:
+            self._run(one, self.max_r)
+            return WarmUp((), self._clock() - started)
+        cells = {(0, 1), (self.max_r, min(self._max_batch_size, _WARM_UP_BATCH))}
+        first = tuple(self._first_measurement(*cell) for cell in sorted(cells))
+        return WarmUp(first, self._clock() - started)
 
-    def _best_time(self, images: Tensor, r: int) -> float:
-        """Seconds of the fastest of a few runs, at least two: the first one is slow."""
-        self._set_degree(r)
-        times: list[float] = []
-        while len(times) < 2 or (len(times) < _MOST_RUNS and sum(times) < _ENOUGH_TIME_S):
-            started = self._clock()
-            self._classify(images, r)
-            times.append(self._clock() - started)
-        return min(times)
+    def _first_measurement(self, r: int, batch: int) -> Measurement:
+        """The faster of two runs: the first one of a shape is slow."""
+        images = self._random_images(batch)
+        seconds = min(self._run(images, r).compute_s for _ in range(_WARM_UP_RUNS))
+        return Measurement(r, batch, seconds, spread=0.0, runs=1)
+
+    def _random_images(self, count: int) -> list[Tensor]:
+        """As many images as asked for, made once and kept."""
+        missing = count - len(self._samples)
+        if missing > 0:
+            shape = (missing, *self.loaded.input_size)
+            generator = torch.Generator().manual_seed(0)
+            self._samples += torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return self._samples[:count]
 
     def _check_classes(self, outputs: Tensor) -> None:
         if outputs.shape[1] != len(self.labels):
@@ -232,9 +270,7 @@ class Engine:
     def _new_merger(self, scaling: float | None) -> WeightMerger | None:
         if self.bank is None:
             logger.info("no bank: tokens are %sd without compensation", self.model.method)
-            self._scaling = None
             return None
-        self._scaling = self.bank.scaling if scaling is None else scaling
         return WeightMerger(
             self.model,
             self.bank,
@@ -258,7 +294,8 @@ def load_engine(settings: Settings) -> Engine:
         r_source=settings.r_source,
     )
     path = find_bank(settings.model, settings.bank, loaded)
-    return Engine(loaded, None if path is None else Bank.load(path), settings)
+    bank = None if path is None else Bank.load(path)
+    return Engine(loaded, bank, settings, bank_path=path)
 
 
 def _compressed(loaded: LoadedModel, bank: Bank | None, settings: Settings) -> CompressedViT:
@@ -280,14 +317,8 @@ def _checked(row: Probabilities) -> Probabilities | ForwardFailed:
     return ForwardFailed("The model gave no finite scores for this image; try another dtype")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
-        error
-    )
-
-
 def _failure_detail(error: Exception) -> str:
     """What a client may know; the log has the rest."""
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return "The server ran out of memory for this image; try again later"
     return "The model failed on this batch; try again, and tell the operator if it persists"

@@ -11,14 +11,14 @@ a standard loop).
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.clock import Clock
-from server.errors import DeadlineExpired, Draining, ServeError
-from server.meters import RecentLatency
-from server.scheduler import PendingRequest
+from server.errors import DeadlineExpired, Draining, Overloaded, ServeError
+from server.pending import PendingRequest
 from server.stats import BatchOutcome, Outcome, RequestStats, notify
 
 
@@ -58,11 +58,12 @@ class ItemResult:
 class Entry(PendingRequest):
     """An admitted image and the future of whoever waits for it.
 
-    `started_at` is when its batch began; None while it waits.
+    `first_byte_at` is when its request began to come in; `started_at` when its batch began, None
+    while it waits.
     """
 
     future: asyncio.Future[ItemResult]
-    received_at: float
+    first_byte_at: float
     decode_s: float
     timer: asyncio.TimerHandle | None = None
     started_at: float | None = None
@@ -75,9 +76,7 @@ class OpenEntries:
         clock: the event loop's clock.
         on_request: observers of each image's end, whatever it was.
         on_end: called with each entry that has ended, before anyone hears of it.
-
-    Attributes:
-        latencies: queue plus compute time of the results.
+        on_result: called with each entry that ends with a result, and the time.
     """
 
     def __init__(
@@ -85,20 +84,21 @@ class OpenEntries:
         clock: Clock,
         on_request: Sequence[Callable[[RequestStats], None]],
         on_end: Callable[[Entry], None],
+        on_result: Callable[[float, Entry], None] = lambda now, entry: None,
     ) -> None:
         self._clock = clock
         self._on_request = on_request
         self._on_end = on_end
+        self._on_result = on_result
         self._ids = itertools.count()
         self._open: dict[int, Entry] = {}
-        self.latencies = RecentLatency()
 
     def __len__(self) -> int:
         """Return how many images are still owed an answer."""
         return len(self._open)
 
-    def open(self, submission: Submission) -> Entry:
-        """Admit an image: from now on it is owed an answer."""
+    def open(self, submission: Submission, received_at: float) -> Entry:
+        """Admit an image whose request was complete at `received_at`; it is owed an answer now."""
         loop = asyncio.get_running_loop()
         now = self._clock()
         entry = Entry(
@@ -109,7 +109,8 @@ class OpenEntries:
             priority=submission.priority,
             payload=submission.payload,
             future=loop.create_future(),
-            received_at=now if submission.received_at is None else submission.received_at,
+            received_at=received_at,
+            first_byte_at=received_at if submission.received_at is None else submission.received_at,
             decode_s=submission.decode_s,
         )
         self._open[entry.id] = entry
@@ -123,8 +124,7 @@ class OpenEntries:
     def finish(self, entry: Entry, output: Any, outcome: BatchOutcome) -> None:
         """Answer with a result."""
         if self._end(entry, "ok", outcome.r, outcome.compute_s):
-            now = self._clock()
-            self.latencies.add(now - entry.arrived_at, now)
+            self._on_result(self._clock(), entry)
             size, queue_s = len(outcome.outputs), self._queue_s(entry)
             entry.future.set_result(ItemResult(output, outcome.r, size, queue_s, outcome.compute_s))
 
@@ -134,14 +134,27 @@ class OpenEntries:
 
     def expire(self, entry: Entry) -> None:
         """Answer that the deadline has passed."""
-        where = "waited in the queue" if entry.started_at is None else "was being computed"
-        detail = f"The deadline passed while the image {where}; allow more time or send less."
+        if entry.started_at is not None:
+            what = "The deadline passed while the image was being computed"
+        elif entry.deadline is None or self._clock() >= entry.deadline:
+            what = "The deadline passed while the image waited in the queue"
+        else:
+            what = "The deadline cannot be kept any more, so the image was not computed"
+        detail = f"{what}; allow more time or send less."
         self._end_with(entry, DeadlineExpired(detail), "expired")
 
     def drop_if_cancelled(self, entry: Entry) -> None:
         """Forget the image if its client has gone: nobody waits for an answer."""
         if entry.future.cancelled():
             self._end(entry, "abandoned")
+
+    def shed(self, entry: Entry, retry_after_s: float) -> None:
+        """Answer that it would come too late: the load is more than the fastest degree serves."""
+        detail = (
+            "The server is overloaded and could not answer within its latency objective; try again "
+            f"in {math.ceil(max(1.0, retry_after_s))} s."
+        )
+        self._end_with(entry, Overloaded(detail, retry_after_s=retry_after_s), "shed")
 
     def close(self, entry: Entry) -> None:
         """Answer that the server stops."""
@@ -175,7 +188,7 @@ class OpenEntries:
             entry.timer.cancel()
         self._on_end(entry)
         gone = entry.future.cancelled()
-        total_s = self._clock() - entry.received_at
+        total_s = self._clock() - entry.first_byte_at
         stats = RequestStats(
             "abandoned" if gone else outcome,
             r,

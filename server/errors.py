@@ -6,6 +6,7 @@
     ├── UnsupportedMedia   415  /problems/unsupported-media-type
     ├── BadParameter       422  /problems/bad-parameter
     ├── QueueFull          429  /problems/queue-full          Retry-After
+    │   └── Overloaded     429  /problems/overloaded          Retry-After
     ├── ForwardFailed      500  /problems/forward-failed
     ├── NotReady           503  /problems/not-ready           Retry-After
     ├── Draining           503  /problems/draining            Connection: close
@@ -95,6 +96,13 @@ class QueueFull(ServeError):
         seconds = max(1, math.ceil(retry_after_s))
         super().__init__(detail, headers={"Retry-After": str(seconds)})
         self.retry_after_s = retry_after_s
+
+
+class Overloaded(QueueFull):
+    """Even the fastest degree could not answer within the latency objective."""
+
+    type = "/problems/overloaded"
+    title = "Overloaded"
 
 
 class ForwardFailed(ServeError):

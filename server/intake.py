@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from server.batcher import Batcher, ItemResult, Reservation, Submission
+from server.batcher import Batcher, ItemResult, Reservation, Submission, Terms
 from server.clock import Clock
 from server.errors import DeadlineExpired, Draining, ServeError
 from server.images import ImageLimits, decode, guard_pillow
@@ -176,7 +176,9 @@ class Intake:
         self, request: _Request, uploads: Sequence[Upload], batcher: Batcher
     ) -> list[Pending]:
         """Places in the queue for all files or none, then decode, then queue the good ones."""
-        with batcher.reserve(len(uploads)) as places:
+        wishes = request.wishes
+        terms = Terms(request.deadline, wishes.max_r, wishes.priority)
+        with batcher.reserve(len(uploads), terms) as places:
             decoded = await self._decode_all(request, uploads)
             return [self._submit(request, item, places) for item in decoded]
 

@@ -1,17 +1,21 @@
-"""How much comes in and how long it takes: what the batcher measures of the load."""
+"""How much comes in and how long it takes: what the scheduler measures of the load."""
 
 import math
 from collections import deque
 
-RATE_MEMORY_S = 2.0
+from server.stats import Backlog, BatchStats, LoadSnapshot
+
+FAST_MEMORY_S = 0.5
+STEADY_MEMORY_S = 3.0
+SWITCH_WEIGHT = 0.2
 LATENCY_WINDOW_S = 2.0
-LATENCY_SAMPLES = 512
+LATENCY_SAMPLES = 128
 
 
 class ArrivalRate:
     """Images per second, exponentially weighted over about `memory_s`."""
 
-    def __init__(self, memory_s: float = RATE_MEMORY_S) -> None:
+    def __init__(self, memory_s: float) -> None:
         self._memory_s = memory_s
         self._weight = 0.0
         self._updated_at = 0.0
@@ -48,3 +52,80 @@ class RecentLatency:
             return None
         latencies = sorted(latency for _, latency in self._samples)
         return latencies[math.ceil(share * len(latencies)) - 1]
+
+
+class LoadMeter:
+    """What has come, what is being computed, and how answers fared: the state behind snapshots."""
+
+    def __init__(self) -> None:
+        self._fast_rate = ArrivalRate(FAST_MEMORY_S)
+        self._steady_rate = ArrivalRate(STEADY_MEMORY_S)
+        self._latency = RecentLatency()
+        self._answered = 0
+        self._late = 0
+        self._in_flight = 0
+        self._busy_until = 0.0
+        self._switch_s = 0.0
+        self._last_r: int | None = None
+
+    def arrived(self, now: float, images: int) -> None:
+        """Note offered images, admitted or not."""
+        self._fast_rate.add(images, now)
+        self._steady_rate.add(images, now)
+
+    def lost(self, images: int) -> None:
+        """Note images that will not be answered with a result in time."""
+        self._late += images
+
+    def started(self, now: float, images: int, r: int, batch_s: float) -> None:
+        """Note a batch and how long it should take, without a switch of the degree."""
+        self._in_flight = images
+        self._busy_until = now + batch_s + (self._switch_s if r != self._last_r else 0.0)
+
+    def ended(self, stats: BatchStats | None) -> None:
+        """Note that the batch is over; None if it failed."""
+        self._in_flight = 0
+        self._busy_until = 0.0
+        if stats is None:
+            return
+        if self._last_r is not None and stats.r != self._last_r:
+            weight = SWITCH_WEIGHT if self._switch_s else 1.0
+            self._switch_s += weight * (stats.merge_s - self._switch_s)
+        self._last_r = stats.r
+
+    def answered(self, now: float, latency_s: float, *, late: bool) -> None:
+        """Note one result and how long its request took, from its first byte."""
+        self._answered += 1
+        self._late += late
+        self._latency.add(latency_s, now)
+
+    def residual_s(self, now: float) -> float:
+        """Return how much longer the running batch should take; 0 without one."""
+        return max(0.0, self._busy_until - now)
+
+    def snapshot(
+        self,
+        now: float,
+        backlog: Backlog,
+        *,
+        decoding: int,
+        oldest_wait_s: float,
+        queue_size: int,
+        spread: float,
+    ) -> LoadSnapshot:
+        """Put together what is known at this moment."""
+        return LoadSnapshot(
+            now=now,
+            backlog=backlog,
+            decoding=decoding,
+            oldest_wait_s=oldest_wait_s,
+            in_flight=self._in_flight,
+            arrival_rate=self._fast_rate.per_second(now),
+            steady_rate=self._steady_rate.per_second(now),
+            recent_latency_s=self._latency.quantile(0.95, now),
+            answered=self._answered,
+            late=self._late,
+            queue_size=queue_size,
+            spread=spread,
+            switch_s=self._switch_s,
+        )

@@ -6,7 +6,8 @@ share counts.  Labels take few values by construction: outcomes, stages, modes, 
 policy's reasons.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from prometheus_client import (
@@ -17,8 +18,13 @@ from prometheus_client import (
     Info,
     ProcessCollector,
 )
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
+from server.agreement import Comparison
+from server.control_figures import control_figures
+from server.control_status import ControllerStatus
 from server.stats import BatchStats, Outcome, RequestStats, SwitchStats
 
 RequestOutcome = Literal[
@@ -40,6 +46,7 @@ _LATENCY_BUCKETS = (
 )
 _SWITCH_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 _BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_MODES = ("auto", "pinned", "shadow")
 
 
 class Metrics:
@@ -51,11 +58,13 @@ class Metrics:
     """
 
     def __init__(self, slo_s: float) -> None:
+        self._slo_s = slo_s
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._add_requests(tuple(sorted({*_LATENCY_BUCKETS, slo_s})))
         self._add_batches()
         self._add_state()
+        self._add_control()
         self._slo.set(slo_s)
 
     def _add_requests(self, buckets: tuple[float, ...]) -> None:
@@ -76,6 +85,12 @@ class Metrics:
             "Images by how they ended; a request has one or more.",
             "outcome",
             get_args(Outcome),
+        )
+        self._in_time = Counter(
+            "tocom_in_time_images",
+            "Images classified within the SLO, counted from their request's last byte; their share "
+            "of all that were offered (tocom_images_total) is the attainment.",
+            registry=self.registry,
         )
         self._stages = self._histogram(
             "tocom_image_stage_seconds",
@@ -111,9 +126,29 @@ class Metrics:
         )
         self._r = self._gauge("tocom_compression_degree", "Degree r of the next batch.")
         self._mode = self._gauge(
-            "tocom_compression_mode", "1 for the mode that is on: auto or pinned.", "mode"
+            "tocom_compression_mode", "1 for the mode that is on: auto, pinned or shadow.", "mode"
         )
         self._ready = self._gauge("tocom_ready", "1 if warmed up, healthy and not draining.")
+
+    def _add_control(self) -> None:
+        self._arrival_rate = self._gauge(
+            "tocom_arrival_rate", "Images per second that are offered, admitted or not."
+        )
+        self._cells = self._gauge(
+            "tocom_profile_cells",
+            "Pairs of degree and batch size whose duration is measured on this machine, or is "
+            "missing still.",
+            "state",
+        )
+        self._compared = Counter(
+            "tocom_compared_images",
+            "Served images that were run again at r_source, by their degree and whether the most "
+            "likely class was the same.",
+            ["r", "agrees"],
+            registry=self.registry,
+        )
+        self._control = _ControlCollector()
+        self.registry.register(self._control)
 
     def watch(
         self,
@@ -129,8 +164,27 @@ class Metrics:
         self._in_flight.set_function(in_flight)
         self._r.set_function(r)
         self._ready.set_function(lambda: float(ready()))
-        self._mode.labels("auto").set_function(lambda: float(mode() == "auto"))
-        self._mode.labels("pinned").set_function(lambda: float(mode() == "pinned"))
+        for name in _MODES:
+            self._mode.labels(name).set_function(partial(_is_on, name, mode))
+
+    def watch_control(
+        self,
+        *,
+        state: Callable[[], ControllerStatus | None],
+        arrival_rate: Callable[[], float],
+        profile_cells: Callable[[], tuple[int, int]],
+    ) -> None:
+        """Read these whenever metrics are asked for.
+
+        Args:
+            state: None as long as there is no controller.
+            arrival_rate: offered images per second.
+            profile_cells: how many pairs of degree and batch size are measured, and are not.
+        """
+        self._control.state = state
+        self._arrival_rate.set_function(arrival_rate)
+        self._cells.labels("measured").set_function(lambda: profile_cells()[0])
+        self._cells.labels("missing").set_function(lambda: profile_cells()[1])
 
     def describe(self, version: str, model: Mapping[str, str], bank: Mapping[str, str]) -> None:
         """Publish what is being served; ``bank`` is empty without one."""
@@ -147,6 +201,8 @@ class Metrics:
         """Count one image of a request."""
         self._images.labels(stats.outcome).inc()
         if stats.outcome == "ok":
+            took_s = stats.decode_s + stats.queue_s + stats.compute_s
+            self._in_time.inc(took_s <= self._slo_s)
             self._stages.labels("decode").observe(stats.decode_s)
             self._stages.labels("queue").observe(stats.queue_s)
             self._stages.labels("compute").observe(stats.compute_s)
@@ -161,6 +217,10 @@ class Metrics:
         """Count one change of degree."""
         self._switches.labels(stats.reason).inc()
         self._switch_seconds.observe(stats.merge_s)
+
+    def observe_comparison(self, comparison: Comparison) -> None:
+        """Count one served image that was run again at `r_source`."""
+        self._compared.labels(str(comparison.r), str(comparison.agrees).lower()).inc()
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The page for ``/metrics`` and its content type, in the format the scraper asks for."""
@@ -182,3 +242,25 @@ class Metrics:
 
     def _info(self, name: str, text: str, labels: Mapping[str, str]) -> None:
         Info(name, text, registry=self.registry).info(dict(labels))
+
+
+def _is_on(name: str, mode: Callable[[], str]) -> float:
+    return float(mode() == name)
+
+
+class _ControlCollector(Collector):
+    """Reads the controller's figures when metrics are asked for."""
+
+    def __init__(self) -> None:
+        self.state: Callable[[], ControllerStatus | None] = lambda: None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One gauge per figure."""
+        for figure in control_figures(self.state()):
+            if figure.by_degree is None:
+                yield GaugeMetricFamily(figure.name, figure.meaning, figure.value)
+                continue
+            family = GaugeMetricFamily(figure.name, figure.meaning, labels=["r"])
+            for r, value in figure.by_degree.items():
+                family.add_metric([str(r)], value)
+            yield family

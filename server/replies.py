@@ -1,11 +1,12 @@
 """What the server knows, put into the words of the API's schemas."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from server.batcher import ItemResult
-from server.controller import ControllerStatus, DegreeChange
+from server.control_status import ControllerStatus, DegreeChange
 from server.engine import Engine
 from server.errors import ServeError
 from server.intake import Answer
@@ -16,11 +17,14 @@ from server.schemas import (
     FailedImage,
     ImageResult,
     Level,
+    LiveAgreement,
     ModelInfo,
     Prediction,
+    ShadowDecision,
     Switch,
 )
 from tocom_core.bank import Bank
+from tocom_core.operating_point import OperatingPoint
 
 
 def image_result(
@@ -70,25 +74,34 @@ def model_info(engine: Engine) -> ModelInfo:
 
 def compression_status(status: ControllerStatus) -> CompressionStatus:
     """The answer of ``GET`` and ``PUT /compression``."""
-    change = status.last_change
+    change, shadow = status.last_change, status.shadow
     return CompressionStatus(
         mode=status.mode,
         r=status.r,
         r_source=status.r_source,
         min_r=status.min_r,
         max_r=status.max_r,
+        min_accuracy=status.min_accuracy,
+        expected_accuracy=status.expected_accuracy,
         pinned_ttl_s=status.pinned_ttl_s,
-        levels=[
-            Level(
-                r=level.r,
-                relative_throughput=level.relative_throughput,
-                images_per_s=level.images_per_s,
-                measured=level.measured,
-                expected_accuracy=level.expected_accuracy,
-            )
-            for level in status.levels
-        ],
+        shadow=None if shadow is None else ShadowDecision(**asdict(shadow)),
+        levels=[_level(level, status) for level in status.levels],
         last_switch=None if change is None else _switch(change),
+    )
+
+
+def _level(level: OperatingPoint, status: ControllerStatus) -> Level:
+    compared = status.agreement.get(level.r)
+    return Level(
+        r=level.r,
+        relative_throughput=level.relative_throughput,
+        images_per_s=level.images_per_s,
+        batch_size=level.batch_size,
+        measured=level.measured,
+        pays=level.pays,
+        allowed=level.r in status.allowed,
+        expected_accuracy=level.expected_accuracy,
+        agreement=None if compared is None else LiveAgreement(**asdict(compared)),
     )
 
 

@@ -126,26 +126,35 @@ async def model(request: Request) -> ModelInfo:
     responses=documented(NotReady),
 )
 async def compression(request: Request) -> CompressionStatus:
-    """Mode, degree, bounds, what each degree wins and costs, and the last switch."""
+    """Mode, degree, bounds, what each degree wins and costs, and the last switch.
+
+    In shadow mode also what the policy would do.
+    """
     return compression_status(_service(request).core.controller.status())
 
 
 @router.put(
     "/compression",
     tags=["compression"],
-    summary="Pin a degree, hand it back, or bound the controller",
+    summary="Pin a degree, hand it back, watch the policy, or bound the controller",
     responses=documented(BadParameter, NotReady),
 )
 async def set_compression(
     request: Request, query: Annotated[CompressionQuery, Query()]
 ) -> CompressionStatus:
-    """Holds from the next batch on; answers what `GET /compression` answers."""
+    """Holds from the next batch on; answers what `GET /compression` answers.
+
+    A pin, and the degree that shadow mode holds, are the operator's word: bounds and accuracy
+    floor apply to automatic choices only. A value that is refused (422) changes nothing.
+    """
     controller = _service(request).core.controller
     if query.min_r is not None or query.max_r is not None:
         controller.bound(query.min_r, query.max_r)
     if query.mode == "auto":
         controller.auto()
-    if query.r is not None:
+    elif query.mode == "shadow":
+        controller.shadow(query.r, query.ttl_s)
+    elif query.r is not None:
         controller.pin(query.r, query.ttl_s)
     return compression_status(controller.status())
 

@@ -1,139 +1,322 @@
-"""Which waiting requests form the next batch, and at which degree: a pure function.
+"""Which waiting requests form the next batch, at which degree, and who cannot be served in time.
 
-It sees a snapshot of the queue and returns a choice; it owns no state, no clock and no lock,
-so that the batcher and a simulation can use the same rules.
+All of the queue's state and rules are here, synchronous and without a clock of their own: times are
+arguments. The batcher drives it on the event loop, the simulator under a simulated clock.
 
-Order: by priority, and within a priority by the time each request is due. A request that waits
-rises by one priority each `AGEING_S`, and none is due later than `PATIENCE_S` after it came, so
-nobody starves. Requests that would miss their deadline even if served alone now go last: they
-are late or lost anyway, and others can still be saved; they expire when their time has come.
+**Order.** Earliest due first within a priority. A request is due at its deadline, or one SLO after
+it has come in. Each lower priority counts as `priority_step_s` later, and no due time further away
+than `PATIENCE_S` counts, so nobody starves. The order of two requests never changes, which is why
+the queue can be kept sorted.
 
-Degree: the controller's, or the request's own `max_r` where that is lower. The batch takes the
-degree of the first in order and, in order, those with the same degree. The others stay for a
-batch of their own, and are then first.
+**Degree.** The controller's decision, or the fastest one that the request's own `max_r` allows. The
+batch takes the degree of the first in order and, in order, those with the same degree, up to the
+efficient size, as long as all in it stay in time and no one else gets late through it.
+
+**Too late.** What would miss its due time even if it were served alone and at once costs no
+more compute: it has expired (it named a deadline) or is shed (it did not). When the fastest degree
+cannot serve all that wait in time, those that would miss are shed now, so that the others go in
+efficient batches: the last in order, hence the lowest priority, first, but before them requests
+whose own `max_r` makes them cost more. At the door the same reckoning refuses what would not be
+reached. An estimate may be wrong, so only what misses by `DOUBT` of it counts as too late.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
-AGEING_S = 1.0
-PATIENCE_S = 1.0
+import numpy as np
 
+from server.demand import excess, feasible
+from server.due_queue import DueQueue
+from server.meters import LoadMeter
+from server.pending import PendingRequest, Refusal, Selection
+from server.policy import Decision
+from server.reach import Levels, Reach
+from server.stats import Backlog, BatchStats, LoadSnapshot
+from tocom_core.operating_point import OperatingPoint
 
-@dataclass(slots=True)
-class PendingRequest:
-    """One image that waits.
+__all__ = ["Dial", "PendingRequest", "Refusal", "Scheduler", "Selection"]
 
-    Attributes:
-        id: unique; breaks ties, first come first served.
-        arrived_at: when it entered the queue.
-        deadline: when its answer is worth nothing any more; None means never.
-        max_r: the highest degree it accepts; None accepts any.
-        priority: 0 high, 1 normal, 2 low.
-        payload: what the model gets.
-    """
+logger = logging.getLogger(__name__)
 
-    id: int
-    arrived_at: float
-    deadline: float | None = None
-    max_r: int | None = None
-    priority: int = 1
-    payload: Any = None
-
-    def degree(self, r: int) -> int:
-        """Return the degree it is served at when the controller says `r`."""
-        return r if self.max_r is None else min(r, self.max_r)
+PATIENCE_S = 10.0
+MIN_PRIORITY_STEP_S = 1.0
+DOUBT = 0.05
+"""A request is given up only if it would be late by this share of what is left to be done."""
+MARGIN = 0.04
+"""Share of the SLO between the end of a batch and the answers, when batches are filled."""
 
 
 RequestT = TypeVar("RequestT", bound=PendingRequest)
-BatchEstimate = Callable[[int, int], float]
-"""(degree, images) → seconds; 0 where nothing is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Selection(Generic[RequestT]):
-    """The next batch (empty if nothing can be served), its degree, and whose time is over."""
+class Table(Protocol):
+    """What the scheduler needs of the table of levels."""
 
-    batch: list[RequestT]
-    r: int
-    expired: list[RequestT]
+    @property
+    def spread(self) -> float:
+        """Relative error of believed durations of late."""
+        ...
+
+    def points(self) -> Levels:
+        """Return all levels of the model, ascending."""
+        ...
 
 
-def unknown_duration(r: int, size: int) -> float:
-    """Estimate nothing: every batch is believed to take no time."""
-    return 0.0
+class Dial(Protocol):
+    """What the scheduler needs of the controller."""
+
+    @property
+    def table(self) -> Table:
+        """What is believed of each degree."""
+        ...
+
+    def decide(self, load: LoadSnapshot) -> Decision:
+        """Choose the next batch's degree."""
+        ...
+
+    def levels(self) -> Levels:
+        """Return the levels that a decision may choose now; a pin leaves one."""
+        ...
 
 
-def select_batch(
-    queue: Sequence[RequestT],
-    now: float,
-    r: int,
-    max_batch_size: int,
-    batch_estimate_s: BatchEstimate = unknown_duration,
-    max_batch_s: float = math.inf,
-) -> Selection[RequestT]:
-    """Choose the next batch.
+class Scheduler(Generic[RequestT]):
+    """The queue, and the choice of the next batch.
 
     Args:
-        queue: the waiting requests, in any order; not changed.
-        now: the time, on the clock of `arrived_at` and `deadline`.
-        r: the degree that the controller wants.
-        max_batch_size: most images in the batch.
-        batch_estimate_s: how long a batch is believed to take.
-        max_batch_s: longest time that the batch should take; one image is always served.
-
-    Returns:
-        The batch, at one degree that none of its requests objects to, no larger than its
-        tightest deadline and `max_batch_s` allow; and the requests past their deadline, which
-        must not be served.
+        dial: decides the degree.
+        max_batch_size: most images in a batch.
+        queue_size: most images that wait or are being decoded.
+        slo_s: when a request without a deadline is due, after it has come in.
+        shed_late: whether what cannot be in time is given up; else it is served late.
     """
-    expired = [p for p in queue if p.deadline is not None and p.deadline <= now]
-    waiting = [p for p in queue if p.deadline is None or p.deadline > now]
-    waiting.sort(key=lambda p: _rank(p, now, r, batch_estimate_s))
-    if not waiting:
-        return Selection([], r, expired)
-    batch_r = waiting[0].degree(r)
-    alike = [p for p in waiting if p.degree(r) == batch_r]
-    estimate = [batch_estimate_s(batch_r, size) for size in range(1, max_batch_size + 1)]
-    return Selection(_fill(alike, now, estimate, max_batch_s), batch_r, expired)
 
+    def __init__(
+        self,
+        dial: Dial,
+        *,
+        max_batch_size: int,
+        queue_size: int,
+        slo_s: float,
+        shed_late: bool = True,
+    ) -> None:
+        self._dial = dial
+        self._max_batch_size = max_batch_size
+        self._queue_size = queue_size
+        self._slo_s = slo_s
+        self._shed_late = shed_late
+        self._priority_step_s = max(MIN_PRIORITY_STEP_S, 2 * slo_s)
+        self._queue: DueQueue[RequestT] = DueQueue()
+        self._held = 0
+        self._reached: Reach | None = None
+        self._meter = LoadMeter()
+        self._decision = Decision(dial.levels()[0].r, "start")
 
-def _rank(
-    request: PendingRequest, now: float, r: int, batch_estimate_s: BatchEstimate
-) -> tuple[bool, int, float, int]:
-    """Return the sort key: hopeless last, then aged priority, then due time, then arrival."""
-    priority = max(0, request.priority - int((now - request.arrived_at) / AGEING_S))
-    due = request.arrived_at + PATIENCE_S
-    if request.deadline is None:
-        return False, priority, due, request.id
-    hopeless = request.deadline < now + batch_estimate_s(request.degree(r), 1)
-    return hopeless, priority, min(due, request.deadline), request.id
+    def __len__(self) -> int:
+        """Return how many requests wait."""
+        return len(self._queue)
 
+    @property
+    def held(self) -> int:
+        """Places that are held for images being decoded."""
+        return self._held
 
-def _fill(
-    alike: Sequence[RequestT], now: float, estimate: Sequence[float], max_batch_s: float
-) -> list[RequestT]:
-    """Take requests in order as long as the batch stays short enough for all that are in it."""
-    alone_at = now + estimate[0]
-    done_by = min(now + max_batch_s, _meetable_deadline(alike[0], alone_at))
-    batch = [alike[0]]
-    for request in alike[1:]:
-        if len(batch) == len(estimate):
-            break
-        done_at = now + estimate[len(batch)]
-        if done_at > done_by:
-            break
-        deadline = _meetable_deadline(request, alone_at)
-        if done_at <= deadline:
-            batch.append(request)
-            done_by = min(done_by, deadline)
-    return batch
+    def waiting(self) -> tuple[RequestT, ...]:
+        """Return who waits, in order of service."""
+        return tuple(self._queue.items)
 
+    # The way of a request: arrival, refusal or held places, admission, withdrawal.
 
-def _meetable_deadline(request: PendingRequest, alone_at: float) -> float:
-    """Return the deadline, or infinity where there is none or it cannot be met in any batch."""
-    if request.deadline is None or request.deadline < alone_at:
-        return math.inf
-    return request.deadline
+    def note_arrival(self, now: float, places: int) -> None:
+        """Count offered images, admitted or not."""
+        self._meter.arrived(now, places)
+
+    def refusal(
+        self,
+        now: float,
+        places: int,
+        *,
+        priority: int = 1,
+        deadline: float | None = None,
+        max_r: int | None = None,
+        received_at: float | None = None,
+    ) -> Refusal | None:
+        """Say whether so many images of one request are refused, and why; None: welcome."""
+        taken = self._held + len(self._queue)
+        if taken + places > self._queue_size:
+            return Refusal("full", self.drain_s(now))
+        received_at = now if received_at is None else received_at
+        due = self._due(received_at, deadline, max_r)
+        left_s = due - now
+        alone_s = self._reach().alone_one_s(max_r)
+        if deadline is not None and alone_s * (1 - DOUBT) > left_s:
+            return Refusal("hopeless", 0.0)
+        if not self._shed_late:
+            return None
+        ahead = self._held + self._queue.ahead_of(self._key(received_at, due, priority))
+        done = self._meter.residual_s(now) + self._reach().clear_s(ahead + places)
+        return Refusal("late", self.drain_s(now)) if done * (1 - DOUBT) > left_s else None
+
+    def hold(self, places: int) -> None:
+        """Keep places for images that are being decoded; negative gives them back."""
+        self._held += places
+
+    def admit(self, request: RequestT) -> None:
+        """Let a request join the queue, in a place that was held."""
+        request.due = self._due(request.received_at, request.deadline, request.max_r)
+        self._queue.add(request, self._key_of(request), request.due, request.max_r)
+
+    def withdraw(self, request: RequestT) -> bool:
+        """Forget a waiting request; False if it does not wait."""
+        return self._queue.remove(request, self._key_of(request))
+
+    # The way of a batch: chosen, started, finished.
+
+    def next_batch(self, now: float) -> Selection[RequestT]:
+        """Choose the next batch, and take it and whoever is too late out of the queue."""
+        late = self._take_hopeless(now)
+        load = self.load(now)
+        decision = self._decide(load)
+        if self._shed_late and len(self._queue):
+            late += self._take_infeasible(now)
+        expired = [request for request in late if request.deadline is not None]
+        shed = [request for request in late if request.deadline is None]
+        retry_s = self.drain_s(now) if shed else 0.0
+        self._meter.lost(len(late))
+        if not len(self._queue):
+            return Selection([], decision.r, decision.r, expired, shed, retry_s)
+        r, indices = self._choose(now, decision)
+        batch = self._queue.take(indices)
+        return Selection(batch, r, decision.r, expired, shed, retry_s)
+
+    def batch_started(self, now: float, size: int, r: int) -> None:
+        """Note that a batch is being computed."""
+        self._meter.started(now, size, r, self._reach().level(r).batch_s(size))
+
+    def batch_ended(self, stats: BatchStats | None = None) -> None:
+        """Note that it is over; without figures if it failed."""
+        self._meter.ended(stats)
+
+    def answered(self, now: float, request: RequestT) -> None:
+        """Note that a request got its result."""
+        self._meter.answered(now, now - request.received_at, late=now > request.due)
+
+    def load(self, now: float) -> LoadSnapshot:
+        """Return what a policy needs to know; its SLO and levels are the controller's to add."""
+        queue = self._queue
+        oldest = queue.items[0].arrived_at if queue.items else now
+        return self._meter.snapshot(
+            now,
+            Backlog(queue.dues - now, queue.limits.copy()),
+            decoding=self._held,
+            oldest_wait_s=max(0.0, now - oldest),
+            queue_size=self._queue_size,
+            spread=self._dial.table.spread,
+        )
+
+    def drain_s(self, now: float) -> float:
+        """Return when all that is here now will be done, at the fastest reachable level."""
+        return self._meter.residual_s(now) + self._reach().clear_s(self._held + len(self._queue))
+
+    def _decide(self, load: LoadSnapshot) -> Decision:
+        """Ask for the degree; a fault in the answer must not stop the answers."""
+        try:
+            self._decision = self._dial.decide(load)
+        except Exception:
+            logger.exception("choosing r failed; staying at r=%d", self._decision.r)
+        return self._decision
+
+    # Too late.
+
+    def _take_hopeless(self, now: float) -> list[RequestT]:
+        """Take out whose time is over, or would be even if it were served alone and at once."""
+        if not len(self._queue):
+            return []
+        slack_s = self._queue.dues - now
+        hopeless = slack_s < self._reach().alone_s(self._queue.limits) * (1 - DOUBT)
+        hopeless |= slack_s <= 0
+        if not hopeless.any():
+            return []
+        indices = np.flatnonzero(hopeless).tolist()
+        if not self._shed_late:
+            indices = [i for i in indices if self._queue.items[i].deadline is not None]
+        return self._queue.take(indices)
+
+    def _take_infeasible(self, now: float) -> list[RequestT]:
+        """Take out who would miss although the fastest level serves nothing but this queue."""
+        reach = self._reach()
+        backlog = Backlog(self._queue.dues - now, self._queue.limits)
+        if feasible(reach.fastest, reach.below, backlog, DOUBT):
+            return []
+        priorities = [request.priority for request in self._queue]
+        return self._queue.take(
+            excess(backlog, reach.fastest, reach.below, priorities, doubt=DOUBT)
+        )
+
+    # The batch.
+
+    def _choose(self, now: float, decision: Decision) -> tuple[int, list[int]]:
+        """Return the degree and the positions of the next batch."""
+        limits, reach = self._queue.limits, self._reach()
+        r, most = decision.r, self._max_batch_size
+        if int(limits.min()) >= r:
+            alike = list(range(min(len(limits), most)))
+        else:
+            degrees = reach.degrees(limits, r)
+            r = int(degrees[0])
+            alike = np.flatnonzero(degrees == r)[:most].tolist()
+        level = reach.level(r)
+        size = min(most, decision.max_batch or level.batch_size)
+        return r, self._fill(now, level, alike[:size], self._others_done_by(now, decision.r, r))
+
+    def _others_done_by(self, now: float, wanted_r: int, r: int) -> float:
+        """Return when a batch of limited requests must be done so that no other gets late."""
+        if r == wanted_r:
+            return math.inf
+        others = np.flatnonzero(self._queue.limits >= wanted_r)
+        if not len(others):
+            return math.inf
+        level = self._reach().level(wanted_r)
+        size = min(len(others), level.batch_size)
+        due = float(self._queue.dues[others[:size]].min())
+        latest = due - level.batch_s(size)
+        return latest if latest > now else math.inf  # late anyway: do not stop for it
+
+    def _fill(
+        self, now: float, level: OperatingPoint, alike: Sequence[int], done_by: float
+    ) -> list[int]:
+        """Take positions in order while the batch stays short enough for all that are in it."""
+        dues = self._queue.dues
+        alone_at = now + level.batch_s(1)
+        margin_s = MARGIN * self._slo_s
+        batch: list[int] = []
+        for index in alike:
+            due = float(dues[index])
+            done_at = now + level.batch_s(len(batch) + 1) + margin_s
+            meetable = due if due >= alone_at else math.inf
+            if batch and done_at > min(done_by, meetable):
+                break
+            done_by = min(done_by, meetable)
+            batch.append(index)
+        return batch
+
+    # Reckoning.
+
+    def _due(self, received_at: float, deadline: float | None, max_r: int | None) -> float:
+        if deadline is not None:
+            return deadline
+        keeps_slo = self._reach().alone_one_s(max_r) <= self._slo_s
+        return received_at + self._slo_s if keeps_slo else math.inf
+
+    def _key_of(self, request: RequestT) -> float:
+        return self._key(request.received_at, request.due, request.priority)
+
+    def _key(self, received_at: float, due: float, priority: int) -> float:
+        return min(due, received_at + PATIENCE_S) + priority * self._priority_step_s
+
+    def _reach(self) -> Reach:
+        levels, reachable = self._dial.table.points(), self._dial.levels()
+        if self._reached is None or not self._reached.current(levels, reachable):
+            self._reached = Reach(levels, reachable)
+        return self._reached

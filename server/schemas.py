@@ -3,10 +3,18 @@
 Names and fields are the contract: clients rely on them, so they change only with a new version.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 Degree = Annotated[int, Field(ge=0)]
 PriorityName = Literal["high", "normal", "low"]
@@ -37,33 +45,62 @@ class ClassifyQuery(Query):
     priority: PriorityName = Field("normal", description="Whose images go first under load.")
 
 
-class CompressionQuery(Query):
-    """Query parameters of ``PUT /compression``."""
+def _whole_number(value: object, read: Callable[[object], int]) -> int:
+    """Say where the allowed degrees stand, as a schema does not know the model."""
+    try:
+        return read(value)
+    except ValidationError:
+        raise ValueError(
+            "expected a whole number, one of the degrees that GET /compression lists"
+        ) from None
 
-    r: Degree | None = Field(None, description="Pin this degree.")
-    mode: Literal["auto"] | None = Field(None, description="`auto` ends a pin.")
-    ttl_s: float | None = Field(
-        None, gt=0, le=31_536_000, description="With `r`: end the pin after this many seconds."
+
+ModelDegree = Annotated[int, Field(json_schema_extra={"minimum": 0}), WrapValidator(_whole_number)]
+"""A degree as `PUT /compression` takes it."""
+
+
+class CompressionQuery(Query):
+    """Query parameters of ``PUT /compression``.
+
+    That a degree is one of the model's is for the controller to check, which names their range.
+    """
+
+    r: ModelDegree | None = Field(
+        None, description="Pin this degree; with `mode=shadow`, hold it meanwhile."
     )
-    min_r: Degree | None = Field(None, description="The controller goes no lower than this.")
-    max_r: Degree | None = Field(None, description="The controller goes no higher than this.")
+    mode: Literal["auto", "shadow"] | None = Field(
+        None,
+        description="`auto` ends a pin and shadow mode; `shadow` holds the degree and shows what "
+        "the policy would do.",
+    )
+    ttl_s: float | None = Field(
+        None,
+        gt=0,
+        le=31_536_000,
+        description="With `r` or `mode=shadow`: ends by itself after this many seconds.",
+    )
+    min_r: ModelDegree | None = Field(None, description="No automatic choice is lower than this.")
+    max_r: ModelDegree | None = Field(None, description="No automatic choice is higher than this.")
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:
         """Refuse combinations of which one half would be ignored."""
-        if self.ttl_s is not None and self.r is None:
-            raise ValueError("ttl_s=… says how long a pin lasts, so it needs r=… beside it")
+        if self.ttl_s is not None and self.r is None and self.mode != "shadow":
+            raise ValueError(
+                "ttl_s=… says how long a pin or shadow mode lasts, so it needs r=… or mode=shadow "
+                "beside it"
+            )
         bounds = self.min_r is not None or self.max_r is not None
         if self.r is None and self.mode is None and not bounds:
             raise ValueError(
-                "nothing to change; give r=… to pin a degree, mode=auto to end a pin, or min_r=… "
-                "and max_r=… to bound the controller"
+                "nothing to change; give r=… to pin a degree, mode=auto to end a pin, mode=shadow "
+                "to watch the policy, or min_r=… and max_r=… to bound the controller"
             )
-        if self.r is not None and self.mode is not None:
+        if self.r is not None and self.mode == "auto":
             raise ValueError("r=… pins a degree and mode=auto ends a pin; give one of the two")
         if self.r is not None and bounds:
             raise ValueError(
-                "r=… pins a degree, min_r=… and max_r=… bound the controller; send two requests"
+                "r=… holds a degree, min_r=… and max_r=… bound the controller; send two requests"
             )
         return self
 
@@ -142,14 +179,40 @@ class ModelInfo(BaseModel):
     dtype: str
 
 
+class LiveAgreement(BaseModel):
+    """How often a degree's answers were those of ``r_source``, from served images run again."""
+
+    agreement: float = Field(description="Share of compared images with the same class.")
+    low: float = Field(description="Lower end of the 95 % interval.")
+    high: float = Field(description="Upper end of the 95 % interval.")
+    samples: int = Field(description="Comparisons that it is from, the newest ones.")
+
+
 class Level(BaseModel):
-    """One allowed degree: what it wins and what it costs."""
+    """One degree: what it wins and what it costs."""
 
     r: int
     relative_throughput: float = Field(description="Compared with r=0.")
-    images_per_s: float | None = Field(description="null until known for this machine.")
-    measured: bool = Field(description="false: throughput is derived from the amount of work.")
-    expected_accuracy: float | None = Field(description="Top-1, where the model's table has it.")
+    images_per_s: float = Field(description="Believed throughput, with batches of `batch_size`.")
+    batch_size: int = Field(description="The smallest batch that is next to the best throughput.")
+    measured: bool = Field(description="false: its speed is derived from other degrees.")
+    pays: bool = Field(description="Whether it is faster here than every lower degree.")
+    allowed: bool = Field(
+        description="Whether an automatic choice may take it: it pays, lies within the bounds and "
+        "keeps the accuracy floor."
+    )
+    expected_accuracy: float | None = Field(
+        description="Top-1, or agreement with r_source, from 0 to 1; null where unknown."
+    )
+    agreement: LiveAgreement | None = Field(description="null: never compared of late.")
+
+
+class ShadowDecision(BaseModel):
+    """What the policy would do if it were heard."""
+
+    r: int
+    reason: str
+    ttl_s: float | None = Field(description="Seconds until shadow mode ends by itself.")
 
 
 class Switch(BaseModel):
@@ -164,12 +227,15 @@ class Switch(BaseModel):
 class CompressionStatus(BaseModel):
     """Answer of ``GET`` and ``PUT /compression``."""
 
-    mode: Literal["auto", "pinned"]
+    mode: Literal["auto", "pinned", "shadow"]
     r: int
     r_source: int
     min_r: int
     max_r: int
+    min_accuracy: float | None = Field(description="Floor of automatic choices; null: none.")
+    expected_accuracy: float | None = Field(description="Of the present degree, where known.")
     pinned_ttl_s: float | None = Field(description="Seconds until a pin ends by itself.")
+    shadow: ShadowDecision | None = Field(description="null outside of shadow mode.")
     levels: list[Level]
     last_switch: Switch | None
 

@@ -2,18 +2,15 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
 
-from server.batcher import Batcher
 from server.clock import Clock, monotonic
-from server.controller import Controller
+from server.core import Core, build_core
 from server.engine import Engine, WarmUp
 from server.errors import Draining, NotReady, SettingsError
 from server.intake import Answer, Incoming, Intake, Wishes
-from server.levels import LevelTable
 from server.metrics import Metrics
-from server.policy import Policy, StaticPolicy, ThresholdPolicy
 from server.settings import Settings
+from server.stored_profile import open_profile
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +19,6 @@ DRAIN_GRACE_S = 1.0
 """How long bodies that are arriving when the drain begins may take to be admitted still."""
 
 _BANK_LABELS = ("digest", "arch", "num_groups", "rank")
-
-
-@dataclass(frozen=True)
-class Core:
-    """What exists once the model is warm."""
-
-    batcher: Batcher
-    controller: Controller
 
 
 class Service:
@@ -67,7 +56,8 @@ class Service:
             clock,
             self.metrics.observe_image,
         )
-        self._policy = _policy(settings, engine)
+        self._check_static_r()
+        self._stored = open_profile(settings, engine)
         self._describe(version)
 
     @property
@@ -97,8 +87,10 @@ class Service:
             SettingsError: the settings do not fit the model.
             ForwardFailed: the model does not run.
         """
-        warm_up = await self.engine.warm_up()
-        core = self._open(warm_up)
+        warm_up = await self.engine.warm_up(measured=bool(self._stored.measurements))
+        core = build_core(
+            self.engine, self.settings, self._stored, warm_up, self.metrics, self._clock
+        )
         core.batcher.start()
         self._look = asyncio.create_task(self._look_at_load(core))
         self._core = core
@@ -145,44 +137,12 @@ class Service:
         self._intake.close()
         self.engine.close()
 
-    def _open(self, warm_up: WarmUp) -> Core:
-        """Build the controller from what the warm-up measured, and the queue that asks it."""
-        settings = self.settings
-        table = LevelTable(
-            self.engine.levels(warm_up.images_per_s),
-            max_batch_size=settings.max_batch_size,
-            max_batch_s=settings.max_batch_s,
-        )
-        controller = Controller(
-            self._policy,
-            table,
-            self.engine.r_source,
-            self._clock,
-            slo_s=settings.slo_s,
-            max_r=settings.max_r,
-            min_accuracy=settings.min_accuracy,
-            on_switch=[self.metrics.observe_switch],
-        )
-        batcher = Batcher(
-            self.engine.run,
-            controller.next_r,
-            self._clock,
-            max_batch_size=settings.max_batch_size,
-            max_queue_delay_s=settings.max_queue_delay_s,
-            queue_size=settings.queue_size,
-            on_batch=[controller.observe_batch, self.metrics.observe_batch],
-            on_request=[self.metrics.observe_image],
-            estimate_batch_s=controller.estimate_batch_s,
-            max_batch_s=settings.max_batch_s,
-        )
-        return Core(batcher, controller)
-
     async def _look_at_load(self, core: Core) -> None:
         """Let the degree come back down when there are no batches that would ask for it."""
         while True:
             await asyncio.sleep(LOOK_AT_LOAD_EVERY_S)
             try:
-                core.controller.next_r(core.batcher.load())
+                core.look()
             except Exception:  # the next look may go well, and there must be one
                 logger.exception("looking at the load failed")
 
@@ -210,6 +170,16 @@ class Service:
             mode=lambda: self._core.controller.status().mode if self._core else "auto",
             ready=self._is_ready,
         )
+        self.metrics.watch_control(
+            state=lambda: self._core.controller.status() if self._core else None,
+            arrival_rate=lambda: self._core.batcher.load().steady_rate if self._core else 0.0,
+            profile_cells=lambda: self._core.profile_cells() if self._core else (0, 0),
+        )
+
+    def _check_static_r(self) -> None:
+        r = self.settings.static_r
+        if r is not None and r > self.engine.max_r:
+            raise SettingsError(f"static_r={r}: the model has degrees 0 to {self.engine.max_r}")
 
     def _is_ready(self) -> bool:
         try:
@@ -217,12 +187,3 @@ class Service:
         except (Draining, NotReady):
             return False
         return True
-
-
-def _policy(settings: Settings, engine: Engine) -> Policy:
-    if settings.policy == "threshold":
-        return ThresholdPolicy(dwell_s=settings.dwell_s)
-    r = engine.r_source if settings.static_r is None else settings.static_r
-    if r > engine.max_r:
-        raise SettingsError(f"static_r={r}: the model has degrees 0 to {engine.max_r}")
-    return StaticPolicy(r)

@@ -84,7 +84,14 @@ class Settings(BaseSettings):
         "float32", description="Type of weights and activations."
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads of one forward; 0 leaves it to torch."
+        0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch."
+    )
+    lanes: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Parts of a batch that run side by side on a CPU, sharing the threads; 0: one "
+        "per thread, at most 4.",
     )
 
     max_batch_size: int = Field(32, ge=1, le=4096, description="Most images in one batch.")
@@ -98,14 +105,28 @@ class Settings(BaseSettings):
         250.0,
         gt=0,
         le=600_000,
-        description="Latency promised to clients, decoding excluded; the controller keeps to it.",
+        description="Latency promised to clients, from a request's last byte to its answer; the "
+        "controller keeps to it.",
     )
     default_deadline_ms: float | None = Field(
         None, gt=0, le=3_600_000, description="Deadline of requests that name none; unset: none."
     )
 
-    policy: Literal["threshold", "static"] = Field(
-        "threshold", description="What picks r: the load, or a fixed degree (static_r)."
+    shed_late: bool = Field(
+        True,
+        description="Refuse (429) what cannot be answered within the SLO, or its own deadline, at "
+        "any allowed degree; off: serve it late.",
+    )
+
+    policy: Literal["demand", "static", "threshold", "slackfit", "aimd"] = Field(
+        "demand",
+        description="What picks r and the batch size: the demand of the waiting and expected "
+        "requests, a fixed degree (static_r), or one of the peers' rules.",
+    )
+    mode: Literal["auto", "shadow"] = Field(
+        "auto",
+        description="shadow: the policy decides and its decisions are logged and exported, but r "
+        "stays where it is.",
     )
     static_r: int | None = Field(
         None, ge=0, description="Degree of the static policy; unset: r_source."
@@ -117,10 +138,32 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=1,
-        description="The controller avoids degrees whose expected accuracy (0 to 1) is below.",
+        description="No automatic choice goes below this expected accuracy (0 to 1).",
     )
     dwell_s: float = Field(
-        2.0, ge=0, le=3600, description="How long load must be low before r is lowered."
+        0.5, ge=0, le=3600, description="How long load must be low before r is lowered."
+    )
+    profile: str = Field(
+        "auto",
+        min_length=1,
+        description="Measured latency and expected accuracy per degree (tocom profile): 'auto' "
+        "(profile.json beside the model or its bank), 'none', or a path; a path that does not "
+        "exist is written once all is measured.",
+    )
+    idle_profiling: bool = Field(
+        True, description="Measure what is not measured yet while no request waits."
+    )
+    live_share: float = Field(
+        0.005,
+        ge=0,
+        le=1,
+        description="Share of served images that are run again at r_source while no request waits, "
+        "to measure how often the answers agree; 0 turns it off.",
+    )
+    live_accuracy: bool = Field(
+        False,
+        description="Let the measured agreement correct the expected accuracy that min_accuracy is "
+        "compared with.",
     )
 
     max_image_bytes: int = Field(20_000_000, ge=1, description="Most bytes of one image.")
@@ -165,11 +208,11 @@ class Settings(BaseSettings):
         field = cls.model_fields[info.field_name or ""]
         if field.default is None and isinstance(value, str) and value.lower() in ("none", "null"):
             return None
-        if isinstance(value, bool) and info.field_name != "prop_attn":
+        if isinstance(value, bool) and field.annotation not in (bool, bool | None):
             raise ValueError("Input should not be a boolean")
         return value
 
-    @field_validator("dtype", "log_level", "policy", "method", "device", mode="before")
+    @field_validator("dtype", "log_level", "policy", "mode", "method", "device", mode="before")
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -238,7 +281,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, field in Settings.model_fields.items():
         default = "unset" if field.default is None else field.default
         text = f"{field.description} [{default}]".replace("%", "%%")
-        if field.annotation == bool | None:
+        if field.annotation in (bool, bool | None):
             parser.add_argument(flag_of(name), nargs="?", const="true", metavar="BOOL", help=text)
             negative = f"--no-{name.replace('_', '-')}"
             parser.add_argument(

@@ -10,11 +10,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from tocom_core.operating_point import OperatingPoint
 
 logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record")
+
+FloatArray = np.ndarray[tuple[int], np.dtype[np.float64]]
+IntArray = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+NO_LIMIT = 1 << 30
+"""`max_r` of a request that accepts any degree."""
 
 Outcome = Literal["ok", "bad_image", "expired", "shed", "abandoned", "failed", "draining"]
 
@@ -74,34 +82,72 @@ class SwitchStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Backlog:
+    """The images that wait, in the order in which they would be served now.
+
+    Attributes:
+        slack_s: `(n,)` float64, seconds until each is due; negative where that time is over.
+        max_r: `(n,)` int64, the highest degree each accepts; `NO_LIMIT` accepts any.
+    """
+
+    slack_s: FloatArray
+    max_r: IntArray
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self.slack_s)
+
+
+EMPTY_BACKLOG = Backlog(np.empty(0), np.empty(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSnapshot:
     """What a policy sees when it decides.
 
-    The batcher fills in what it observes; the controller adds `slo_s` and `levels` (those
+    The scheduler fills in what it observes; the controller adds `slo_s` and `levels` (those
     that the policy may choose from, ascending in `r`).
 
     Attributes:
         now: time of the snapshot.
-        queue_length: images that wait for a batch.
-        oldest_wait_s: how long the oldest of them has waited; 0 for an empty queue.
+        backlog: the images that wait for a batch.
+        decoding: images that were admitted and are still being decoded; they join soon.
+        oldest_wait_s: how long the longest waiting image has waited; 0 for an empty queue.
         in_flight: images in the batch that is running.
-        arrival_rate: offered images/s, exponentially weighted over the last seconds.
-        recent_latency_s: 95th percentile of queue plus compute time over the last two
-            seconds, decoding excluded; None without an answer in that time.
+        arrival_rate: offered images/s of the last half second or so.
+        steady_rate: offered images/s of the last few seconds.
+        recent_latency_s: 95th percentile over the last two seconds of the time from a request's
+            last byte to its result; None without an answer in that time.
+        answered: images answered with a result since the start.
+        late: those of them that came after they were due, and all that were shed or expired.
         queue_size: how many images the queue holds at most; None means unbounded.
+        spread: how far off believed batch durations were of late: standard deviation of
+            log(measured / believed).
+        switch_s: what a change of the degree costs before the next batch.
         slo_s: the latency that the operator promised.
-        levels: the degrees to choose from, with their throughput.
+        levels: the degrees to choose from.
     """
 
     now: float
-    queue_length: int
-    oldest_wait_s: float
-    in_flight: int
-    arrival_rate: float
-    recent_latency_s: float | None
+    backlog: Backlog = EMPTY_BACKLOG
+    decoding: int = 0
+    oldest_wait_s: float = 0.0
+    in_flight: int = 0
+    arrival_rate: float = 0.0
+    steady_rate: float = 0.0
+    recent_latency_s: float | None = None
+    answered: int = 0
+    late: int = 0
     queue_size: int | None = None
+    spread: float = 0.0
+    switch_s: float = 0.0
     slo_s: float = math.inf
     levels: tuple[OperatingPoint, ...] = ()
+
+    @property
+    def queue_length(self) -> int:
+        """Images that wait for a batch."""
+        return len(self.backlog)
 
 
 def notify(observers: Iterable[Callable[[Record], None]], record: Record) -> None:

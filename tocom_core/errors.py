@@ -8,6 +8,7 @@
     ├── ScheduleError              an ``r`` that is no valid schedule for this model
     ├── DeviceError                a device that this machine does not have
     ├── DataError                  a data set that cannot be found or read
+    ├── ProfileError               a latency profile that cannot be read, or contradicts itself
     └── TrainingError              a run that cannot go on (wrong resume, contradicting options)
         └── DivergedError          its loss or its gradients are not finite any more
 
@@ -45,6 +46,10 @@ class DeviceError(TocomError, ValueError):
 
 class DataError(TocomError):
     """A data set or one of its columns cannot be found or read."""
+
+
+class ProfileError(TocomError):
+    """A latency profile cannot be read or written, or holds a value that cannot be."""
 
 
 class TrainingError(TocomError):

@@ -9,20 +9,42 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """One degree `r` of a served model.
+    """One degree `r` of a served model on one device.
 
     Attributes:
         r: tokens merged per layer.
-        relative_throughput: images/s relative to r=0 at full batches; the arithmetic ratio
-            (FLOPs at r=0 over FLOPs at r) as long as nothing was measured.
-        images_per_s: throughput at full batches; None as long as nothing was measured.
-        expected_accuracy: top-1 as a fraction (0 to 1) from the checkpoint's own evaluation
-            table; None where there is none.
-        measured: whether `relative_throughput` comes from running the model.
+        batch_seconds: believed duration of a batch of 1, 2, … images at this degree, rising; its
+            length is the largest batch.
+        batch_size: images of the efficient batch: the smallest whose throughput is next to the
+            best that a batch of bearable duration reaches.
+        relative_throughput: `images_per_s` relative to that of r=0.
+        expected_accuracy: top-1 (or agreement with `r_source`) as a fraction from 0 to 1; None
+            where nothing is known.
+        measured: whether this degree was run on this device; else it is derived from others.
+        pays: whether it is faster than every lower degree at some batch size. A degree that does
+            not pay is never chosen by itself.
     """
 
     r: int
+    batch_seconds: tuple[float, ...]
+    batch_size: int
     relative_throughput: float
-    images_per_s: float | None = None
     expected_accuracy: float | None = None
     measured: bool = False
+    pays: bool = True
+
+    @property
+    def images_per_s(self) -> float:
+        """Throughput with efficient batches."""
+        return self.batch_size / self.batch_seconds[self.batch_size - 1]
+
+    def batch_s(self, size: int) -> float:
+        """Return the duration in seconds of a batch of `size` images, at least 1.
+
+        Beyond the largest batch several are counted.
+        """
+        largest = len(self.batch_seconds)
+        if size <= largest:
+            return self.batch_seconds[size - 1]
+        full, rest = divmod(size, largest)
+        return full * self.batch_seconds[-1] + (self.batch_seconds[rest - 1] if rest else 0.0)

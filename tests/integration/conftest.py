@@ -130,8 +130,8 @@ def serve(model_file: Path) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture(scope="session")
 def server(model_file: Path) -> Iterator[Server]:
-    """One server for all tests that leave it as they found it."""
-    running = start_server(f"--model={model_file}")
+    """One server for all tests that leave it as they found it; no busy machine makes it shed."""
+    running = start_server(f"--model={model_file}", "--slo-ms=20000")
     running.wait_until_ready()
     yield running
     end_server(running)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from server.batcher import Batcher, ItemResult, Submission
-from server.levels import LevelTable
-from server.stats import BatchOutcome, BatchStats, RequestStats
+from server.entries import Entry
+from server.policy import Decision
+from server.scheduler import Scheduler
+from server.stats import BatchOutcome, BatchStats, LoadSnapshot, RequestStats
 from tocom_core.operating_point import OperatingPoint
 
 T = TypeVar("T")
@@ -82,12 +84,16 @@ class FakeModel:
         self.batches: list[tuple[float, int, list[Any]]] = []
         self.running = 0
 
+    def batch_s(self, r: int, size: int) -> float:
+        """Return how long a batch takes."""
+        return self.overhead_s + size / self.images_per_s(r)
+
     async def run(self, payloads: Sequence[Any], r: int) -> BatchOutcome:
         """Compute a batch; one at a time."""
         assert self.running == 0, "two batches at once"
         self.running += 1
         self.batches.append((loop_time(), r, list(payloads)))
-        compute_s = self.overhead_s + len(payloads) / self.images_per_s(r)
+        compute_s = self.batch_s(r, len(payloads))
         try:
             await asyncio.sleep(self.merge_s + compute_s)
             error = self.fault(payloads, r)
@@ -103,55 +109,109 @@ class FakeModel:
         return [payload for _, _, batch in self.batches for payload in batch]
 
 
-def linear_speedup(at_zero: float, gain: float, highest: int) -> Callable[[int], float]:
-    """Return images/s by degree: `at_zero` at r=0, `gain` times that at the highest degree."""
-    return lambda r: at_zero * (1 + (gain - 1) * r / highest)
-
-
-def points(
-    images_per_s: Callable[[int], float] | None,
+def believed(
+    batch_s: Callable[[int, int], float],
     degrees: Sequence[int] = tuple(range(17)),
     *,
-    ratio: Callable[[int], float] = lambda r: 1 + r / 16,
-    accuracy: Callable[[int], float | None] = lambda r: None,
+    max_batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> tuple[OperatingPoint, ...]:
-    """Return one level per degree, measured if `images_per_s` is given."""
+    """Return one level per degree from a duration by (degree, images)."""
     return tuple(
         OperatingPoint(
             r,
-            ratio(r) if images_per_s is None else images_per_s(r) / images_per_s(degrees[0]),
-            None if images_per_s is None else images_per_s(r),
-            accuracy(r),
-            images_per_s is not None,
+            tuple(batch_s(r, size) for size in range(1, max_batch_size + 1)),
+            batch_size or max_batch_size,
+            batch_s(degrees[0], 1) / batch_s(r, 1),
         )
         for r in degrees
     )
 
 
-def table(images_per_s: Callable[[int], float] | None, **options: Any) -> LevelTable:
-    """Return a level table over 17 degrees."""
-    return LevelTable(points(images_per_s), **options)
+class FakeTable:
+    """Levels that do not change."""
+
+    def __init__(self, levels: Sequence[OperatingPoint], spread: float = 0.0) -> None:
+        self._levels = tuple(levels)
+        self.spread = spread
+
+    def points(self) -> tuple[OperatingPoint, ...]:
+        """Return all levels."""
+        return self._levels
+
+
+class FakeDial:
+    """Gives the degree that it is told, and may choose among all levels."""
+
+    def __init__(
+        self,
+        levels: Sequence[OperatingPoint],
+        choose: Callable[[LoadSnapshot], int] = lambda load: 0,
+        *,
+        reachable: Sequence[int] | None = None,
+        max_batch: int | None = None,
+    ) -> None:
+        self.table = FakeTable(levels)
+        self.choose = choose
+        self.reachable = reachable
+        self.max_batch = max_batch
+
+    def decide(self, load: LoadSnapshot) -> Decision:
+        """Return the chosen degree."""
+        return Decision(self.choose(load), "told", self.max_batch)
+
+    def levels(self) -> tuple[OperatingPoint, ...]:
+        """Return the levels that may be chosen."""
+        return tuple(
+            level
+            for level in self.table.points()
+            if self.reachable is None or level.r in self.reachable
+        )
 
 
 class Bench:
-    """A started batcher with its model and everything its observers were told."""
+    """A started batcher with its model and everything its observers were told.
 
-    def __init__(self, model: FakeModel | None = None, r: int = 0, **options: Any) -> None:
+    The scheduler believes `batch_s`, by default what the model really takes, and gives nothing up
+    unless `shed_late` is set.
+    """
+
+    def __init__(
+        self,
+        model: FakeModel | None = None,
+        r: int = 0,
+        *,
+        choose_r: Callable[[LoadSnapshot], int] | None = None,
+        batch_s: Callable[[int, int], float] | None = None,
+        max_batch_size: int = 8,
+        queue_size: int = 64,
+        slo_s: float = 1.0,
+        shed_late: bool = False,
+        **options: Any,
+    ) -> None:
         self.model = model or FakeModel()
         self.r = r
         self.batches: list[BatchStats] = []
         self.requests: list[RequestStats] = []
+        levels = believed(batch_s or self.model.batch_s, max_batch_size=max_batch_size)
+        self.scheduler: Scheduler[Entry] = Scheduler(
+            FakeDial(levels, choose_r or (lambda load: self.r)),
+            max_batch_size=max_batch_size,
+            queue_size=queue_size,
+            slo_s=slo_s,
+            shed_late=shed_late,
+        )
         defaults: dict[str, Any] = {
-            "max_batch_size": 8,
             "max_queue_delay_s": 0.002,
-            "queue_size": 64,
             "on_batch": [self.batches.append],
             "on_request": [self.requests.append],
         }
         self.batcher = Batcher(
             options.pop("run_batch", self.model.run),
-            options.pop("choose_r", lambda load: self.r),
+            self.scheduler,
             loop_time,
+            max_batch_size=max_batch_size,
+            queue_size=queue_size,
             **(defaults | options),
         )
         self.batcher.start()

@@ -70,7 +70,7 @@ def test_running_images_hold_no_places() -> None:
     """The queue bounds what waits; a batch that runs has left it."""
 
     async def main() -> None:
-        bench = Bench(FakeModel(lambda r: 1.0), queue_size=4, max_batch_size=4)
+        bench = Bench(FakeModel(lambda r: 1.0), queue_size=4, max_batch_size=4, slo_s=60)
         bench.submit_many(4)
         await asyncio.sleep(0.5)
         assert len(bench.submit_many(4)) == 4
@@ -109,6 +109,6 @@ def test_refused_images_count_as_arrivals() -> None:
         for _ in range(9):
             with pytest.raises(QueueFull):
                 bench.submit()
-        assert bench.batcher.load().arrival_rate == pytest.approx(5.0)
+        assert bench.batcher.load().steady_rate == pytest.approx(10 / 3)
 
     run_virtual(main())

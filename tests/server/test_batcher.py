@@ -82,25 +82,6 @@ def test_batch_limit_is_kept() -> None:
     run_virtual(main())
 
 
-def test_batches_stay_short_until_somebody_has_waited_long() -> None:
-    """The time budget bounds a batch; where images have waited longer, throughput wins."""
-
-    async def main() -> None:
-        bench = Bench(
-            FakeModel(lambda r: 40.0),
-            max_batch_size=32,
-            estimate_batch_s=lambda r, size: size / 40.0,
-            max_batch_s=0.1,
-        )
-        await asyncio.gather(*bench.submit_many(40))
-        sizes = [stats.size for stats in bench.batches]
-        assert sizes[0] == 4
-        assert sizes == sorted(sizes[:-1]) + sizes[-1:]
-        assert max(sizes) > 8
-
-    run_virtual(main())
-
-
 def test_each_batch_asks_for_its_degree() -> None:
     """A new degree holds from the next batch on, and no batch mixes two."""
 
@@ -119,7 +100,7 @@ def test_low_max_r_is_honoured_and_reported() -> None:
     """A request with a lower max_r runs in a batch of its own, which is marked as such."""
 
     async def main() -> None:
-        bench = Bench(r=12)
+        bench = Bench(FakeModel(lambda r: 100.0 + r), r=12)
         free, strict = bench.submit(1), bench.submit(2, max_r=4)
         assert ((await free).r, (await strict).r) == (12, 4)
         assert [(stats.r, stats.limited) for stats in bench.batches] == [(12, False), (4, True)]
@@ -145,7 +126,8 @@ def test_load_is_observed() -> None:
         load = bench.batcher.load()
         assert (load.queue_length, load.in_flight, load.queue_size) == (5, 3, 64)
         assert load.oldest_wait_s == pytest.approx(0.1)
-        assert load.arrival_rate == pytest.approx(4.0, rel=0.1)
+        assert load.arrival_rate == pytest.approx(12.2, rel=0.01)  # 3 and 5 images, decaying
+        assert load.steady_rate == pytest.approx(2.55, rel=0.01)
         assert load.recent_latency_s is None
         await bench.batcher.drain(10)
         assert seen[1].recent_latency_s == pytest.approx(0.302)
@@ -244,16 +226,83 @@ def test_a_failing_controller_or_observer_costs_no_answer() -> None:
 def test_a_broken_loop_is_noticed() -> None:
     """If the loop itself fails, everybody is answered and the server says it is not ready."""
 
-    def broken(r: int, size: int) -> float:
+    def broken(now: float) -> None:
         raise RuntimeError("broken")
 
     async def main() -> None:
-        bench = Bench(estimate_batch_s=broken)
+        bench = Bench()
+        bench.scheduler.next_batch = broken  # type: ignore[assignment,method-assign]
         with pytest.raises(Draining):
             await bench.submit()
         assert not bench.batcher.alive
         with pytest.raises(NotReady):
             bench.submit()
+
+    run_virtual(main())
+
+
+class Chores:
+    """Idle work that takes a while and notes when it was done."""
+
+    def __init__(self, seconds: float = 0.1, error: Exception | None = None) -> None:
+        self.times: list[float] = []
+        self._seconds = seconds
+        self._error = error
+
+    async def step(self) -> bool:
+        """Do one step."""
+        self.times.append(loop_time())
+        await asyncio.sleep(self._seconds)
+        if self._error is not None:
+            raise self._error
+        return True
+
+
+def test_idle_work_is_done_between_the_traffic() -> None:
+    """Steps run while nobody waits, never during a batch, and a request waits for one at most."""
+
+    async def main() -> None:
+        chores = Chores(0.1)
+        bench = Bench(FakeModel(lambda r: 2.0), idle_work=chores, max_queue_delay_s=0.0)
+        await asyncio.sleep(1.0)
+        before = len(chores.times)
+        assert before == 7
+        result = await bench.submit()
+        assert result.queue_s <= 0.1 + 1e-9
+        [batch] = bench.batches
+        during = [t for t in chores.times if batch.started_at <= t < batch.started_at + 0.5]
+        assert not during
+        await asyncio.sleep(1.0)
+        assert len(chores.times) > before
+
+    run_virtual(main())
+
+
+def test_failing_idle_work_is_tried_again() -> None:
+    """A step that fails is logged; neither the traffic nor later steps suffer."""
+
+    async def main() -> None:
+        chores = Chores(0.0, ValueError("no luck"))
+        bench = Bench(idle_work=chores)
+        await asyncio.sleep(1.0)
+        assert (await bench.submit("cat")).output == "cat"
+        assert len(chores.times) > 10
+
+    run_virtual(main())
+
+
+def test_results_are_passed_on() -> None:
+    """Whoever compares results later hears of each, and may fail without harm."""
+    seen: list[Any] = []
+
+    def note(payload: Any, output: Any, r: int) -> None:
+        seen.append((payload, output, r))
+        raise ValueError("a clumsy observer")
+
+    async def main() -> None:
+        bench = Bench(r=5, on_served=note)
+        await bench.submit("cat")
+        assert seen == [("cat", "cat", 5)]
 
     run_virtual(main())
 

@@ -1,6 +1,7 @@
 """The engine: what it computes, and what happens when computing fails."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ import timm
 import torch
 from torch import Tensor
 
-from server.degrees import most_telling_first
 from server.engine import Engine
 from server.errors import ForwardFailed, SettingsError
+from server.lanes import use_threads
 from server.settings import Settings
+from server.stats import BatchOutcome
 from tocom_core.bank import Bank, backbone_digest
 from tocom_core.bank_header import BankHeader
+from tocom_core.latency_profile import Measurement
+from tocom_core.merger import WeightMerger
 from tocom_core.models import LoadedModel, load_model, save_model
 
 SHAPE = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 3}
@@ -39,6 +43,14 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     save_model(path, vit, LABELS, model_args=SHAPE, tocom={"evaluation": {"rows": rows}})
     return path
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """Take back what a test's settings said of this thread's number of threads."""
+    before = torch.get_num_threads()
+    yield
+    use_threads(before)
 
 
 @pytest.fixture
@@ -69,6 +81,16 @@ def make_bank(loaded: LoadedModel) -> Bank:
         for parameter in bank.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return bank
+
+
+class Ticks:
+    """A clock that only moves when the test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
 
 
 def images(count: int) -> list[Tensor]:
@@ -167,7 +189,7 @@ def test_out_of_memory_is_retried_in_halves(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """A batch that does not fit is split until it does; results and order are the same."""
-    engine = make_engine()
+    engine = make_engine(lanes=1)
     expected = np.stack(engine.run_blocking(images(7), 1).outputs)
     forward, sizes = engine.model.forward, []
 
@@ -198,7 +220,7 @@ def test_scores_that_are_no_numbers_fail_their_image_only(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A NaN row becomes that image's error; its neighbours are answered."""
-    engine = make_engine()
+    engine = make_engine(lanes=1)
     forward = engine.model.forward
 
     def poisoned(pixels: Tensor, r: int) -> Tensor:
@@ -212,37 +234,190 @@ def test_scores_that_are_no_numbers_fail_their_image_only(
     assert good.sum() == pytest.approx(1) and also_good.sum() == pytest.approx(1)
 
 
-def test_warm_up_measures_every_degree(
+@pytest.mark.parametrize("r", [0, 3])
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_lanes_answer_as_one(
+    make_engine: Callable[..., Engine], loaded: LoadedModel, r: int, count: int
+) -> None:
+    """Sharing a batch out changes nothing that a client could see."""
+    whole = make_engine(lanes=1).run_blocking(images(count), r)
+    shared = make_engine(lanes=4, threads=4).run_blocking(images(count), r)
+    np.testing.assert_allclose(np.stack(shared.outputs), np.stack(whole.outputs), atol=1e-6)
+    assert shared.r == whole.r == r
+
+
+def test_weights_do_not_change_while_a_lane_is_running(
+    make_engine: Callable[..., Engine], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane that fails early does not let the next batch's weights in under the others."""
+    engine = make_engine(make_bank(loaded), lanes=2, threads=2)
+    weight = loaded.vit.blocks[0].attn.qkv.weight
+    forward, failed, unchanged = engine.model.forward, threading.Event(), []
+
+    def uneven(pixels: Tensor, r: int) -> Tensor:
+        if len(pixels) == 2:
+            failed.set()
+            raise RuntimeError("broken")
+        assert failed.wait(60)
+        before = weight.clone()
+        for _ in range(50):  # long enough for the next batch to come in between
+            logits = forward(pixels, r)
+        unchanged.append(torch.equal(weight, before))
+        return logits
+
+    monkeypatch.setattr(engine.model, "forward", uneven)
+
+    async def two_batches() -> None:
+        first, second = engine.run(images(3), 0), engine.run(images(1), 5)
+        failure, outcome = await asyncio.gather(first, second, return_exceptions=True)
+        assert isinstance(failure, ForwardFailed) and isinstance(outcome, BatchOutcome)
+
+    asyncio.run(two_batches())
+    assert unchanged == [True, True]
+
+
+def test_out_of_memory_in_a_lane_is_retried_in_halves(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds for a whole batch holds for shared-out ones."""
+    engine = make_engine(lanes=2, threads=2)
+    expected = np.stack(engine.run_blocking(images(7), 1).outputs)
+    forward = engine.model.forward
+
+    def small_memory(pixels: Tensor, r: int) -> Tensor:
+        if len(pixels) > 2:
+            raise MemoryError
+        return forward(pixels, r)
+
+    monkeypatch.setattr(engine.model, "forward", small_memory)
+    outcome = engine.run_blocking(images(7), 1)
+    np.testing.assert_allclose(np.stack(outcome.outputs), expected, atol=1e-6)
+
+
+def test_closing_ends_all_threads(loaded: LoadedModel) -> None:
+    """An engine that was used and closed leaves no thread behind."""
+    before = set(threading.enumerate())
+    engine = Engine(loaded, None, Settings(lanes=2, threads=2))
+    asyncio.run(engine.run(images(4), 0))
+    engine.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_warm_up_measures_two_batches_that_are_far_apart(
     make_engine: Callable[..., Engine], loaded: LoadedModel
 ) -> None:
-    """After the warm-up each level has a measured throughput, relative to r=0."""
-    engine = make_engine(make_bank(loaded), max_batch_size=2)
+    """One image without compression and several at the highest degree: enough to begin with."""
+    engine = make_engine(make_bank(loaded), max_batch_size=4)
     warm_up = asyncio.run(engine.warm_up())
-    levels = engine.levels(warm_up.images_per_s)
-    assert [level.r for level in levels] == list(range(K + 1))
-    assert all(level.measured and level.images_per_s for level in levels)
-    assert levels[0].relative_throughput == 1.0
+    assert [(m.r, m.batch) for m in warm_up.measurements] == [(0, 1), (K, 4)]
+    assert all(m.seconds > 0 and m.runs == 1 for m in warm_up.measurements)
+    assert engine.own_profile(warm_up.measurements).degrees == tuple(range(K + 1))
 
 
-def test_warm_up_keeps_to_its_budget(make_engine: Callable[..., Engine]) -> None:
-    """Without time only r=0 is run; the others are derived from it by arithmetic."""
+def test_warm_up_takes_the_second_run(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run of a shape is slow for being the first, and is not what is believed."""
+    ticks = Ticks()
+    engine = Engine(loaded, None, Settings(max_batch_size=1), ticks)
+    forward, runs = engine.model.forward, list[int]()
+
+    def slow_at_first(pixels: Tensor, r: int) -> Tensor:
+        ticks.now += 1.0 if r in runs else 10.0
+        runs.append(r)
+        return forward(pixels, r)
+
+    monkeypatch.setattr(engine.model, "forward", slow_at_first)
+    warm_up = asyncio.run(engine.warm_up())
+    engine.close()
+    assert [m.seconds for m in warm_up.measurements] == [1.0, 1.0]
+
+
+def test_nothing_is_measured_where_all_is_known(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stored latencies the warm-up only makes sure that the model runs, at both ends."""
     engine = make_engine()
-    warm_up = asyncio.run(engine.warm_up(budget_s=0))
-    assert set(warm_up.images_per_s) == {0}
-    levels = engine.levels(warm_up.images_per_s)
-    assert [level.measured for level in levels] == [True] + [False] * engine.max_r
-    ratios = [level.relative_throughput for level in levels]
-    assert ratios == sorted(ratios) and ratios[-1] > 1.2
+    forward, runs = engine.model.forward, []
+
+    def seen(pixels: Tensor, r: int) -> Tensor:
+        runs.append((r, len(pixels)))
+        return forward(pixels, r)
+
+    monkeypatch.setattr(engine.model, "forward", seen)
+    assert asyncio.run(engine.warm_up(measured=True)).measurements == ()
+    assert runs == [(0, 1), (engine.max_r, 1)]
 
 
-def test_levels_carry_the_accuracy_of_how_they_are_served(
+def test_a_model_with_one_degree_and_one_image_is_measured_once(loaded: LoadedModel) -> None:
+    """Where both ends are the same batch it is one measurement, and a valid profile."""
+    engine = Engine(loaded, None, Settings(max_batch_size=1))
+    engine.max_r, engine.work = 0, {0: 1.0}
+    warm_up = asyncio.run(engine.warm_up())
+    engine.close()
+    assert [(m.r, m.batch) for m in warm_up.measurements] == [(0, 1)]
+    assert engine.own_profile(warm_up.measurements).degrees == (0,)
+
+
+def test_measuring_runs_the_batch_that_was_asked_for(
+    make_engine: Callable[..., Engine], loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Degree and size are those asked for; the images are made once and kept."""
+    engine = make_engine(make_bank(loaded), lanes=1)
+    forward, seen = engine.model.forward, []
+
+    def note(pixels: Tensor, r: int) -> Tensor:
+        seen.append((r, pixels))
+        return forward(pixels, r)
+
+    monkeypatch.setattr(engine.model, "forward", note)
+    cells = [(3, 4), (0, 1), (5, 6)]
+    seconds = [asyncio.run(engine.measure(*cell)) for cell in cells]
+    assert [(r, len(pixels)) for r, pixels in seen] == cells
+    assert min(seconds) > 0
+    assert torch.equal(seen[0][1], seen[2][1][:4])
+
+
+def test_measuring_does_not_count_merging(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A switch of degree is paid once, and says nothing of what the batch takes."""
+    ticks = Ticks()
+    engine = Engine(loaded, make_bank(loaded), Settings(lanes=1), ticks)
+    forward, merge = engine.model.forward, WeightMerger.set_target
+
+    def compute(pixels: Tensor, r: int) -> Tensor:
+        ticks.now += 2.0
+        return forward(pixels, r)
+
+    def switch(merger: WeightMerger, r: int) -> None:
+        ticks.now += 40.0
+        merge(merger, r)
+
+    monkeypatch.setattr(engine.model, "forward", compute)
+    monkeypatch.setattr(WeightMerger, "set_target", switch)
+    assert engine.measure_blocking(4, 2) == 2.0 and ticks.now == 42.0
+    engine.close()
+
+
+def test_what_the_engine_knows_of_itself(
     make_engine: Callable[..., Engine], loaded: LoadedModel
 ) -> None:
-    """Rows of the table with the bank count with a bank, those without count without."""
-    plain = {level.r: level.expected_accuracy for level in make_engine().levels()}
-    assert (plain[0], plain[3], plain[1]) == (0.9, 0.5, None)
-    banked = {level.r: level.expected_accuracy for level in make_engine(make_bank(loaded)).levels()}
-    assert (banked[0], banked[3]) == (None, 0.7)
+    """Work falls with the degree; accuracies are those of the way it is served."""
+    measured = [Measurement(0, 1, 0.1), Measurement(5, 2, 0.1)]
+    plain = make_engine().own_profile(measured)
+    assert plain.work[0] == 1.0 and sorted(plain.work.values(), reverse=True) == list(
+        plain.work.values()
+    )
+    assert plain.expected_accuracy() == {0: 0.9, 3: 0.5}
+    banked = make_engine(make_bank(loaded)).own_profile(measured)
+    assert banked.expected_accuracy() == {3: 0.7}
+
+
+def test_lanes_that_the_machine_cannot_run_are_refused(loaded: LoadedModel) -> None:
+    """An engine with more lanes than threads does not start."""
+    with pytest.raises(SettingsError, match="lanes=3"):
+        Engine(loaded, None, Settings(threads=2, lanes=3))
 
 
 def test_highest_degree(make_engine: Callable[..., Engine], loaded: LoadedModel) -> None:
@@ -263,14 +438,6 @@ def test_wrong_number_of_labels_is_noticed_at_start(loaded: LoadedModel) -> None
     with pytest.raises(SettingsError, match="5 scores but has 4 labels"):
         asyncio.run(engine.warm_up())
     engine.close()
-
-
-@pytest.mark.parametrize("highest", [0, 1, 2, 5, 16])
-def test_each_degree_is_warmed_up_once(highest: int) -> None:
-    """The order visits all degrees, the ends first."""
-    order = list(most_telling_first(highest))
-    assert sorted(order) == list(range(highest + 1))
-    assert order[:2] == [0, highest][: len(order)]
 
 
 def _raising(error: Exception) -> Callable[..., Tensor]:

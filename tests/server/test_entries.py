@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.errors import DeadlineExpired
+from server.errors import DeadlineExpired, Overloaded
 from tests.server.fakes import Bench, FakeModel, loop_time, run_virtual
 
 
@@ -43,7 +43,7 @@ def test_a_waiting_request_expires_at_its_deadline() -> None:
     """The answer comes at the deadline, not when the model has time; the model never sees it."""
 
     async def main() -> None:
-        bench = Bench(FakeModel(lambda r: 1.0), max_batch_size=1)
+        bench = Bench(FakeModel(lambda r: 1.0), max_batch_size=1, batch_s=lambda r, size: 0.1)
         bench.submit("slow")
         await asyncio.sleep(0.1)
         late = bench.submit("late", deadline=0.25)
@@ -61,7 +61,7 @@ def test_a_running_request_expires_at_its_deadline() -> None:
     """No success is reported after the deadline; the batch's other images are answered."""
 
     async def main() -> None:
-        bench = Bench(FakeModel(lambda r: 1.0))
+        bench = Bench(FakeModel(lambda r: 1.0), batch_s=lambda r, size: 0.1 * size)
         late, fine = bench.submit("late", deadline=0.5), bench.submit("fine")
         with pytest.raises(DeadlineExpired, match="being computed"):
             await late
@@ -82,5 +82,42 @@ def test_a_deadline_in_the_past_never_reaches_the_model() -> None:
             await bench.submit(deadline=0.5)
         await asyncio.sleep(1.0)
         assert bench.model.batches == []
+
+    run_virtual(main())
+
+
+def test_work_that_cannot_be_in_time_is_not_begun() -> None:
+    """Its deadline has not passed, but no batch could be done by then: 504 now, no compute."""
+
+    async def main() -> None:
+        bench = Bench(FakeModel(lambda r: 1.0), max_batch_size=1)
+        running = bench.submit("running")
+        await asyncio.sleep(0.1)
+        late = bench.submit("late", deadline=1.5)
+        await running
+        with pytest.raises(DeadlineExpired, match="cannot be kept"):
+            await late
+        assert loop_time() == pytest.approx(1.0)
+        with pytest.raises(DeadlineExpired, match="however light the load"):
+            bench.submit("hopeless", deadline=loop_time() + 0.2)
+        assert bench.model.served == ["running"]
+        assert bench.outcomes == {"ok": 1, "expired": 2}
+
+    run_virtual(main())
+
+
+def test_what_would_be_late_is_shed_with_a_time_to_come_back() -> None:
+    """Without a deadline of its own a request that cannot keep the SLO is refused, not served."""
+
+    async def main() -> None:
+        bench = Bench(FakeModel(lambda r: 10.0), slo_s=1.0, shed_late=True, max_batch_size=2)
+        bench.submit_many(10)
+        with pytest.raises(Overloaded) as refused:
+            bench.submit_many(3)
+        assert refused.value.headers == {"Retry-After": "1"}
+        bench.model.images_per_s = lambda r: 2.0  # the machine slows down after the admission
+        await bench.batcher.drain(20)
+        assert bench.outcomes["ok"] + bench.outcomes["shed"] == 13
+        assert bench.outcomes["shed"] > 3
 
     run_virtual(main())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.batcher import ItemResult, Submission
-from server.errors import Draining, QueueFull
+from server.batcher import ItemResult, Submission, Terms
+from server.errors import DeadlineExpired, Draining, QueueFull
 from tests.server.fakes import Bench, FakeModel, loop_time, run_virtual
 
 
@@ -40,7 +40,9 @@ ARRIVALS = st.builds(
 class History:
     """A bench, its clients, and the books that the test keeps beside the batcher's own."""
 
-    def __init__(self, degrees: list[int], faulty: set[int], limit: int) -> None:
+    def __init__(
+        self, degrees: list[int], faulty: set[int], limit: int, slo_s: float, shed_late: bool
+    ) -> None:
         turns = itertools.count()
         self.model = FakeModel(
             lambda r: 40.0 + r,
@@ -51,8 +53,8 @@ class History:
             choose_r=lambda load: degrees[next(turns) % len(degrees)],
             max_batch_size=limit,
             queue_size=20,
-            estimate_batch_s=lambda r, size: size / 40.0,
-            max_batch_s=0.1,
+            slo_s=slo_s,
+            shed_late=shed_late,
         )
         self.limit = limit
         self.refused = 0
@@ -64,8 +66,9 @@ class History:
         """One request: reserve, decode, submit, and perhaps leave early."""
         deadline = None if arrival.deadline_s is None else loop_time() + arrival.deadline_s
         try:
-            reservation = self.bench.batcher.reserve(arrival.images)
-        except (QueueFull, Draining):
+            terms = Terms(deadline, arrival.max_r, arrival.priority)
+            reservation = self.bench.batcher.reserve(arrival.images, terms)
+        except (QueueFull, Draining, DeadlineExpired):
             self.refused += arrival.images
             return
         with reservation:
@@ -74,7 +77,10 @@ class History:
             for key in range(first, first + arrival.images - arrival.bad):
                 self.wishes.append(
                     Submission(
-                        key, deadline=deadline, max_r=arrival.max_r, priority=arrival.priority
+                        key,
+                        deadline=deadline,
+                        max_r=arrival.max_r,
+                        priority=arrival.priority,
                     )
                 )
                 self.futures.append(reservation.submit(self.wishes[key]))
@@ -98,7 +104,7 @@ class History:
         }
         assert outcomes["ok"] == len(good)
         assert all(key == output for key, output in good.items())
-        assert self.bench.batcher._queue._taken == 0
+        assert len(self.bench.scheduler) == self.bench.scheduler.held == 0
 
     def check_batches(self) -> None:
         """Limits and wishes are kept; nothing ended or served before reaches the model."""
@@ -119,6 +125,8 @@ class History:
     faulty=st.sets(st.integers(0, 30), max_size=5),
     limit=st.integers(1, 8),
     drain_s=st.sampled_from([0.0, 0.3, 1000.0]),
+    slo_s=st.sampled_from([0.02, 0.1, 1.0]),
+    shed_late=st.booleans(),
 )
 def test_every_admitted_image_is_answered_exactly_once(
     arrivals: list[Arrival],
@@ -126,11 +134,13 @@ def test_every_admitted_image_is_answered_exactly_once(
     faulty: set[int],
     limit: int,
     drain_s: float,
+    slo_s: float,
+    shed_late: bool,
 ) -> None:
     """Under any mix of deadlines, departures, faults, refusals and an early end, all rules hold."""
 
     async def main() -> None:
-        history = History(degrees, faulty, limit)
+        history = History(degrees, faulty, limit, slo_s, shed_late)
         clients = []
         for arrival in arrivals:
             await asyncio.sleep(arrival.pause_s)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.meters import ArrivalRate, RecentLatency
+from server.meters import ArrivalRate, LoadMeter, RecentLatency
+from server.stats import BatchStats
 
 
 def test_rate_converges_to_constant_arrivals() -> None:
@@ -24,7 +25,7 @@ def test_rate_decays_without_arrivals() -> None:
 
 def test_several_images_at_once_count_each() -> None:
     """A request with eight images is eight arrivals."""
-    one, many = ArrivalRate(), ArrivalRate()
+    one, many = ArrivalRate(2.0), ArrivalRate(2.0)
     for _ in range(8):
         one.add(1, 1.0)
     many.add(8, 1.0)
@@ -48,3 +49,16 @@ def test_old_answers_are_forgotten() -> None:
     assert recent.quantile(0.95, 1.9) == 9.0
     assert recent.quantile(0.95, 2.1) == 0.1
     assert recent.quantile(0.95, 4.0) is None
+
+
+def test_the_cost_of_a_switch_is_learned_from_switches_alone() -> None:
+    """A batch at the same degree merges nothing and says nothing of what a switch costs."""
+    meter = LoadMeter()
+    for r, merge_s in ((0, 0.0), (8, 0.004), (8, 0.0), (8, 0.0)):
+        meter.started(0.0, 1, r, 0.1)
+        meter.ended(BatchStats(r, 1, merge_s, 0.1, 0.0))
+    meter.started(10.0, 1, 0, 0.1)
+    assert meter.residual_s(10.05) == pytest.approx(0.054)
+    meter.started(20.0, 1, 8, 0.1)
+    assert meter.residual_s(20.05) == pytest.approx(0.05)
+    assert meter.residual_s(21.0) == 0.0

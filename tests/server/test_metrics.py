@@ -3,11 +3,18 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from server.agreement import AgreementEstimate, Comparison
+from server.control_status import ControllerStatus, ShadowStatus
 from server.metrics import Metrics
-from server.stats import BatchStats, RequestStats, SwitchStats
+from server.stats import BatchStats, Outcome, RequestStats, SwitchStats
+from tests.server.fake_table import level
+
+MODES = ("auto", "pinned", "shadow")
 
 
 def page(metrics: Metrics) -> str:
@@ -22,6 +29,25 @@ def value(metrics: Metrics, sample: str) -> float:
     return float(found[1])
 
 
+def status(**figures: Any) -> ControllerStatus:
+    """Return what the controller knows: two degrees, the higher one never evaluated."""
+    known = ControllerStatus(
+        mode="shadow",
+        r=0,
+        r_source=0,
+        min_r=0,
+        max_r=7,
+        min_accuracy=None,
+        pinned_ttl_s=None,
+        last_change=None,
+        levels=(level(0, 100.0, expected_accuracy=0.8), level(7, 150.0)),
+        allowed=(0, 7),
+        shadow=ShadowStatus(7, "queue", None),
+        agreement={7: AgreementEstimate(0.9, 0.85, 0.95, 100)},
+    )
+    return replace(known, **figures)
+
+
 def filled() -> Metrics:
     """Metrics that have seen one of everything."""
     metrics = Metrics(slo_s=0.123)
@@ -33,6 +59,12 @@ def filled() -> Metrics:
         mode=lambda: "pinned",
         ready=lambda: True,
     )
+    metrics.watch_control(
+        state=status,
+        arrival_rate=lambda: 42.0,
+        profile_cells=lambda: (30, 106),
+    )
+    metrics.observe_comparison(Comparison(7, True))
     metrics.observe_request("ok", 0.1)
     metrics.observe_request("shed", 0.001)
     metrics.observe_image(RequestStats("ok", 7, 0.01, 0.02, 0.03, 0.06))
@@ -68,6 +100,51 @@ def test_the_slo_is_a_bucket() -> None:
     assert value(filled(), sample) == 1
 
 
+def test_attainment_can_be_read_off() -> None:
+    """In time is what was classified within the SLO; late, shed and bad images are offered too."""
+    metrics = Metrics(slo_s=0.25)
+    fates: list[tuple[Outcome, float]]
+    fates = [("ok", 0.25), ("ok", 0.251), ("shed", 0.0), ("bad_image", 0.01)]
+    for outcome, total_s in fates:
+        metrics.observe_image(RequestStats(outcome, None, 0.0, 0.01, total_s - 0.01, 9.0))
+    assert value(metrics, "tocom_in_time_images_total") == 1
+    outcomes = ("ok", "shed", "bad_image")
+    offered = [value(metrics, f'tocom_images_total{{outcome="{name}"}}') for name in outcomes]
+    assert sum(offered) == 4
+
+
+def test_the_controllers_figures_are_read_when_asked_for() -> None:
+    """Each degree's speed, accuracy and agreement, and what the policy would do."""
+    metrics = filled()
+    assert value(metrics, "tocom_arrival_rate") == 42
+    assert value(metrics, 'tocom_profile_cells{state="measured"}') == 30
+    assert value(metrics, 'tocom_profile_cells{state="missing"}') == 106
+    assert value(metrics, "tocom_expected_accuracy") == 0.8
+    assert value(metrics, "tocom_shadow_degree") == 7
+    assert value(metrics, 'tocom_degree_throughput{r="7"}') == pytest.approx(150)
+    assert value(metrics, 'tocom_degree_expected_accuracy{r="0"}') == 0.8
+    assert value(metrics, 'tocom_agreement_ratio{r="7"}') == 0.9
+    assert value(metrics, 'tocom_agreement_low{r="7"}') == 0.85
+    assert value(metrics, 'tocom_agreement_high{r="7"}') == 0.95
+    assert value(metrics, 'tocom_compared_images_total{agrees="true",r="7"}') == 1
+
+
+def test_what_is_not_known_is_absent() -> None:
+    """No figure stands in for an unknown one, and all families are announced from the start."""
+    metrics = Metrics(slo_s=0.25)
+    before = page(metrics)
+    unknown = status(mode="auto", r=7, shadow=None, agreement={})
+    metrics.watch_control(
+        state=lambda: unknown, arrival_rate=lambda: 0.0, profile_cells=lambda: (0, 0)
+    )
+    for text in (before, page(metrics)):
+        for name in ("expected_accuracy", "shadow_degree", "agreement_ratio"):
+            assert f"# TYPE tocom_{name} gauge" in text
+            assert not re.search(rf"^tocom_{name}\b", text, re.M)
+    assert "tocom_degree_throughput{" not in before
+    assert 'tocom_degree_expected_accuracy{r="7"}' not in page(metrics)
+
+
 def test_outcomes_exist_before_anything_happened() -> None:
     """A rate over shed requests is 0 and not absent on a quiet server."""
     metrics = Metrics(slo_s=0.1)
@@ -90,9 +167,9 @@ def test_state_is_read_when_asked_for() -> None:
     assert value(metrics, "tocom_compression_degree") == 7
     assert value(metrics, 'tocom_compression_mode{mode="auto"}') == 1
     assert value(metrics, "tocom_ready") == 1
-    mode = "pinned"
-    assert value(metrics, 'tocom_compression_mode{mode="auto"}') == 0
-    assert value(metrics, 'tocom_compression_mode{mode="pinned"}') == 1
+    for mode in ("pinned", "shadow"):
+        on = [value(metrics, f'tocom_compression_mode{{mode="{m}"}}') for m in MODES]
+        assert on == [float(m == mode) for m in MODES]
     assert value(metrics, "tocom_ready") == 0
 
 

@@ -1,175 +1,390 @@
-"""Which requests form a batch: one degree, inside the limits, nobody starved."""
+"""The scheduler: order, degree, size, and who is given up, in time that the test moves."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.scheduler import PendingRequest, select_batch
-from tests.strategies import queues
+from server.scheduler import DOUBT, PendingRequest, Scheduler
+from server.stats import BatchStats
+from tests.server.fakes import FakeDial, believed
 
-NOW = 100.0
-
-
-def request(id: int, waited_s: float = 0.0, **options) -> PendingRequest:
-    """Return a request that came `waited_s` ago."""
-    return PendingRequest(id, NOW - waited_s, **options)
+SLO_S = 1.0
+AT_ZERO = 100.0
+FASTEST = 200.0
 
 
-def ids(requests: Sequence[PendingRequest]) -> list[int]:
-    """Return the ids, in order."""
-    return [r.id for r in requests]
+def seconds(r: int, size: int) -> float:
+    """Return what a batch takes: 100 images/s at r=0, 200 at r=16."""
+    return size / (AT_ZERO + (FASTEST - AT_ZERO) * r / 16)
 
 
-def per_image(seconds: float):
-    """Return an estimate that is proportional to the batch size."""
-    return lambda r, size: seconds * size
+@dataclass
+class Line:
+    """A scheduler with a machine, and the books of what became of each request."""
+
+    r: int = 0
+    limit: int = 8
+    batch_size: int | None = None
+    slo_s: float = SLO_S
+    shed_late: bool = True
+    queue_size: int = 10_000
+    reachable: Sequence[int] | None = None
+    max_batch: int | None = None
+    believe: Callable[[int, int], float] = seconds
+    take: Callable[[int, int], float] = seconds
+    now: float = 100.0
+    fates: dict[int, str] = field(default_factory=dict)
+    batches: list[tuple[float, int, list[PendingRequest]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        levels = believed(self.believe, max_batch_size=self.limit, batch_size=self.batch_size)
+        dial = FakeDial(
+            levels, lambda load: self.r, reachable=self.reachable, max_batch=self.max_batch
+        )
+        self.scheduler: Scheduler[PendingRequest] = Scheduler(
+            dial,
+            max_batch_size=self.limit,
+            queue_size=self.queue_size,
+            slo_s=self.slo_s,
+            shed_late=self.shed_late,
+        )
+        self._ids = itertools.count()
+
+    def add(self, *, waited_s: float = 0.0, deadline_s: float | None = None, **wishes) -> int:
+        """Admit a request that came `waited_s` ago and is worth nothing after `deadline_s`."""
+        came = self.now - waited_s
+        deadline = None if deadline_s is None else self.now + deadline_s
+        request = PendingRequest(next(self._ids), came, came, deadline, **wishes)
+        self.scheduler.hold(1)
+        self.scheduler.admit(request)
+        self.scheduler.hold(-1)
+        return request.id
+
+    def step(self) -> list[int]:
+        """Serve the next batch and return who was in it."""
+        selection = self.scheduler.next_batch(self.now)
+        for fate, some in (("expired", selection.expired), ("shed", selection.shed)):
+            for request in some:
+                assert request.id not in self.fates
+                self.fates[request.id] = fate
+        batch = selection.batch
+        if batch:
+            self.batches.append((self.now, selection.r, batch))
+            self.scheduler.batch_started(self.now, len(batch), selection.r)
+            took_s = self.take(selection.r, len(batch))
+            self.now += took_s
+            self.scheduler.batch_ended(BatchStats(selection.r, len(batch), 0.0, took_s, self.now))
+            for request in batch:
+                assert request.id not in self.fates
+                self.fates[request.id] = "late" if self.now > request.due + 1e-9 else "in time"
+                self.scheduler.answered(self.now, request)
+        return [request.id for request in batch]
+
+    def empty(self) -> None:
+        """Serve all that wait."""
+        while len(self.scheduler):
+            self.step()
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    queue=queues(),
-    r=st.integers(0, 16),
-    limit=st.integers(1, 40),
-    image_s=st.sampled_from([0.0, 0.001, 0.05, 1.0]),
-    max_batch_s=st.sampled_from([0.0, 0.1, 1.0, 100.0]),
+WISHES = st.fixed_dictionaries(
+    {
+        "waited_s": st.floats(0, 2),
+        "deadline_s": st.none() | st.floats(-0.5, 3),
+        "max_r": st.none() | st.integers(0, 16),
+        "priority": st.integers(0, 2),
+    }
 )
-def test_every_selection_keeps_the_rules(
-    queue: list[PendingRequest], r: int, limit: int, image_s: float, max_batch_s: float
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    waves=st.lists(
+        st.tuples(st.lists(WISHES, max_size=12), st.integers(0, 16), st.floats(0, 0.5)),
+        max_size=5,
+    ),
+    limit=st.integers(1, 12),
+    efficient=st.integers(1, 12),
+    shed_late=st.booleans(),
+    slower=st.sampled_from([1.0, 0.5, 3.0]),
+)
+def test_every_request_ends_once_and_rightly(
+    waves, limit: int, efficient: int, shed_late: bool, slower: float
 ) -> None:
-    """Whatever waits: limits kept, one degree that suits all, expired ones out, no idling."""
-    before = list(queue)
-    selection = select_batch(queue, NOW, r, limit, per_image(image_s), max_batch_s)
-
-    assert queue == before
-    assert len(selection.batch) <= limit
-    assert len({id(p) for p in selection.batch}) == len(selection.batch)
-    assert all(p.max_r is None or selection.r <= p.max_r for p in selection.batch)
-    assert all(p.degree(r) == selection.r for p in selection.batch)
-    expired = [p for p in queue if p.deadline is not None and p.deadline <= NOW]
-    assert ids(selection.expired) == ids(expired)
-    assert not set(ids(selection.batch)) & set(ids(expired))
-    assert bool(selection.batch) == (len(expired) < len(queue))
-    seconds = image_s * len(selection.batch)
-    assert len(selection.batch) <= 1 or seconds <= max_batch_s + 1e-9
-    # Whoever could have been in time alone is in time in this batch.
-    for p in selection.batch:
-        if p.deadline is not None and p.deadline >= NOW + image_s:
-            assert NOW + seconds <= p.deadline + 1e-9
-
-
-@settings(max_examples=60, deadline=None)
-@given(queue=queues(), r=st.integers(0, 16), limit=st.integers(1, 40))
-def test_everybody_is_served_in_the_end(queue: list[PendingRequest], r: int, limit: int) -> None:
-    """Emptying a queue batch by batch handles each request once, as served or as expired."""
-    handled: list[int] = []
-    waiting, now = list(queue), NOW
-    while waiting:
-        selection = select_batch(waiting, now, r, limit)
-        gone = ids(selection.batch) + ids(selection.expired)
-        assert gone
-        handled += gone
-        waiting = [p for p in waiting if p.id not in set(gone)]
-        now += 0.1
-    assert sorted(handled) == ids(queue)
+    """Whatever comes: one end each; limits, deadlines and one degree per batch are kept."""
+    line = Line(
+        limit=limit,
+        batch_size=min(limit, efficient),
+        shed_late=shed_late,
+        take=lambda r, size: slower * seconds(r, size),
+    )
+    admitted = []
+    for wishes, r, pause_s in waves:
+        line.now += pause_s
+        line.r = r
+        admitted += [line.add(**wish) for wish in wishes]
+        line.step()
+    line.empty()
+    assert sorted(line.fates) == admitted
+    for at, r, batch in line.batches:
+        assert 1 <= len(batch) <= limit
+        for request in batch:
+            assert request.max_r is None or r <= request.max_r
+            assert request.deadline is None or request.deadline > at
+    if not shed_late:
+        assert "shed" not in line.fates.values()
+    if slower <= 1 and limit <= efficient:  # belief was right: what was begun is in time
+        own = [x for _, _, batch in line.batches for x in batch if x.deadline is not None]
+        assert all(line.fates[x.id] == "in time" or x.due - x.arrived_at < 3 for x in own)
 
 
-def test_empty_queue_gives_an_empty_batch() -> None:
-    """Nothing waits, nothing runs."""
-    nobody: list[PendingRequest] = []
-    selection = select_batch(nobody, NOW, 3, 8)
-    assert (selection.batch, selection.r, selection.expired) == ([], 3, [])
+def test_nothing_waits_nothing_runs() -> None:
+    """An empty queue gives an empty selection."""
+    selection = Line(r=3).scheduler.next_batch(0.0)
+    assert (selection.batch, selection.r, selection.expired, selection.shed) == ([], 3, [], [])
 
 
 def test_first_come_first_served_among_equals() -> None:
-    """Without deadlines and priorities the order is that of arrival."""
-    queue = [request(2, 0.1), request(0, 0.3), request(1, 0.2)]
-    assert ids(select_batch(queue, NOW, 0, 2).batch) == [0, 1]
+    """Without deadlines and priorities the order is that of the first bytes."""
+    line = Line(limit=2)
+    line.add(waited_s=0.1)
+    second, third = line.add(waited_s=0.3), line.add(waited_s=0.2)
+    assert line.step() == [second, third]
 
 
 def test_earliest_deadline_first() -> None:
-    """A tight deadline overtakes; one beyond the common patience does not fall behind."""
-    queue = [request(0, 0.2), request(1, 0.1, deadline=NOW + 60), request(2, deadline=NOW + 0.3)]
-    assert ids(select_batch(queue, NOW, 0, 3).batch) == [2, 0, 1]
+    """A tight deadline overtakes, a far one yields; the SLO is the deadline of who has none."""
+    line = Line(limit=1)
+    plain, far, near = line.add(), line.add(deadline_s=5.0), line.add(deadline_s=0.3)
+    assert [line.step() for _ in range(3)] == [[near], [plain], [far]]
 
 
 def test_priority_comes_before_deadline() -> None:
-    """High before normal before low."""
-    queue = [
-        request(0, 0.2, priority=2),
-        request(1, 0.1, priority=1, deadline=NOW + 0.1),
-        request(2, 0.0, priority=0),
-    ]
-    assert ids(select_batch(queue, NOW, 0, 3).batch) == [2, 1, 0]
+    """High before normal before low, however near the lower one's deadline is."""
+    line = Line(limit=1)
+    low, normal, high = (
+        line.add(priority=2, deadline_s=0.1),
+        line.add(priority=1, deadline_s=0.2),
+        line.add(priority=0),
+    )
+    assert [line.step() for _ in range(3)] == [[high], [normal], [low]]
 
 
-def test_low_priority_ages() -> None:
-    """Two seconds of waiting put a low priority before fresh high ones."""
-    fresh = [request(i, 0.0, priority=0) for i in range(1, 9)]
-    assert ids(select_batch([request(0, 1.9, priority=2), *fresh], NOW, 0, 1).batch) == [1]
-    assert ids(select_batch([request(0, 2.1, priority=2), *fresh], NOW, 0, 1).batch) == [0]
+def test_nobody_starves() -> None:
+    """Under an endless stream of high priority that keeps the machine busy, low gets its turn."""
+    line = Line(limit=1, shed_late=False)
+    low = line.add(priority=2, deadline_s=60.0)
+    served: list[int] = []
+    while low not in served and line.now < 200.0:
+        line.add(priority=0)
+        served += line.step()
+    assert low in served
+    assert line.now - 100.0 > 2.0  # it did have to wait
 
 
-def test_patience_protects_from_a_stream_of_deadlines() -> None:
-    """Who has no deadline is not overtaken for ever by those who have one."""
-    urgent = [request(i, 0.0, deadline=NOW + 0.2) for i in range(1, 9)]
-    assert ids(select_batch([request(0, 0.7), *urgent], NOW, 0, 1).batch) == [1]
-    assert ids(select_batch([request(0, 0.9), *urgent], NOW, 0, 1).batch) == [0]
+def test_a_far_deadline_does_not_mean_for_ever() -> None:
+    """Who allows an hour is not kept waiting for an hour by those who allow a second."""
+    line = Line(limit=1, shed_late=False)
+    patient = line.add(deadline_s=3600.0)
+    served: list[int] = []
+    while patient not in served and line.now < 200.0:
+        line.add()
+        served += line.step()
+    assert patient in served
 
 
 def test_low_max_r_gets_its_own_batch() -> None:
     """The first in order sets the degree; others of that degree join, the rest wait their turn."""
-    queue = [
-        request(0, 0.4, max_r=4),
-        request(1, 0.3),
-        request(2, 0.2, max_r=4),
-        request(3, 0.1, max_r=14),
-    ]
-    first = select_batch(queue, NOW, 12, 8)
-    assert (first.r, ids(first.batch)) == (4, [0, 2])
-    second = select_batch([queue[1], queue[3]], NOW, 12, 8)
-    assert (second.r, ids(second.batch)) == (12, [1, 3])
+    line = Line(r=12)
+    first, free = line.add(waited_s=0.4, max_r=4), line.add(waited_s=0.3)
+    like_first, like_free = line.add(waited_s=0.2, max_r=4), line.add(waited_s=0.1, max_r=14)
+    assert line.step() == [first, like_first]
+    assert line.step() == [free, like_free]
+    assert [r for _, r, _ in line.batches] == [4, 12]
 
 
-def test_low_max_r_does_not_hold_the_others_back() -> None:
-    """Behind the others in order, it waits for them and not they for it."""
-    queue = [request(0, 0.3), request(1, 0.2, max_r=0), request(2, 0.1)]
-    selection = select_batch(queue, NOW, 12, 8)
-    assert (selection.r, ids(selection.batch)) == (12, [0, 2])
+def test_a_limit_between_levels_that_pay_is_served_below_it() -> None:
+    """A degree that is not faster than a lower one is not used, for a limited request either."""
+    line = Line(r=12, believe=lambda r, size: size / (80.0 if r == 3 else 100.0 + r))
+    line.add(max_r=3)
+    line.step()
+    assert [r for _, r, _ in line.batches] == [2]
+
+
+def test_limited_requests_do_not_hold_the_others_back() -> None:
+    """A slow batch of limited requests stops where it would make the others late."""
+    line = Line(r=16, limit=8)
+    for _ in range(8):
+        line.add(waited_s=0.02, max_r=0)  # 10 ms each
+    for _ in range(8):
+        line.add(deadline_s=0.08)  # 40 ms together
+    line.empty()
+    assert list(line.fates.values()) == ["in time"] * 16
 
 
 def test_batch_shrinks_to_its_tightest_deadline() -> None:
     """A request that can be in time is not made late by company."""
-    queue = [request(0, deadline=NOW + 0.25), *(request(i) for i in range(1, 9))]
-    assert len(select_batch(queue, NOW, 0, 8, per_image(0.1)).batch) == 2
+    line = Line(believe=lambda r, size: 0.1 * size)
+    line.add(deadline_s=0.25)
+    for _ in range(8):
+        line.add()
+    assert len(line.step()) == 2
 
 
-def test_company_that_would_be_late_is_left_for_the_next_batch() -> None:
-    """Who cannot ride in a batch of this size in time is passed over, not dragged along."""
-    queue = [request(0, priority=0), request(1, priority=0), request(2, deadline=NOW + 0.25)]
-    selection = select_batch([*queue, request(3)], NOW, 0, 8, per_image(0.1))
-    assert ids(selection.batch) == [0, 1, 3]
+def test_batches_are_as_large_as_pays() -> None:
+    """Beyond the efficient size only the waiting would grow; a policy may ask for another size."""
+    line = Line(batch_size=3)
+    asked = Line(batch_size=3, max_batch=5)
+    for each in (line, asked):
+        for _ in range(8):
+            each.add()
+    assert (len(line.step()), len(asked.step())) == (3, 5)
 
 
-def test_hopeless_requests_go_last_but_are_not_dropped() -> None:
-    """Who would be late even alone yields to the others, and is served if nobody else waits."""
-    hopeless = request(0, 0.5, deadline=NOW + 0.05)
-    estimate = per_image(0.1)
-    both = select_batch([hopeless, request(1)], NOW, 0, 1, estimate)
-    assert (ids(both.batch), both.expired) == ([1], [])
-    assert ids(select_batch([hopeless], NOW, 0, 1, estimate).batch) == [0]
-
-
-def test_one_image_is_served_however_long_it_takes() -> None:
-    """A budget shorter than any batch still lets one image through."""
-    queue = [request(0), request(1)]
-    assert len(select_batch(queue, NOW, 0, 8, per_image(9.0), 0.1).batch) == 1
-
-
-def test_estimate_is_asked_for_the_degree_of_the_batch() -> None:
-    """A batch at a request's lower degree is measured by that degree's pace."""
-    queue = [request(i, max_r=0) for i in range(8)]
-    selection = select_batch(
-        queue, NOW, 16, 8, lambda r, size: size * (0.1 if r == 0 else 0.01), max_batch_s=0.4
+def test_expired_work_is_not_begun() -> None:
+    """A passed deadline, and one that no batch could keep, cost no compute."""
+    line = Line(believe=lambda r, size: 0.1 * size)
+    passed, hopeless, fine = (
+        line.add(deadline_s=-0.1),
+        line.add(deadline_s=0.05),
+        line.add(deadline_s=0.3),
     )
-    assert (selection.r, len(selection.batch)) == (0, 4)
+    assert line.step() == [fine]
+    assert line.fates[passed] == line.fates[hopeless] == "expired"
+
+
+def test_what_is_late_by_load_is_shed_and_the_rest_in_time() -> None:
+    """More than the fastest degree serves within the SLO: the surplus goes, nobody else is late."""
+    line = Line(r=16)
+    for _ in range(300):  # 200 can be served within the SLO
+        line.add()
+    line.empty()
+    counts = {fate: list(line.fates.values()).count(fate) for fate in set(line.fates.values())}
+    assert counts["in time"] >= 195
+    assert counts.get("late", 0) <= FASTEST * SLO_S * DOUBT / (1 - DOUBT) + 8
+    assert counts["shed"] >= 60
+
+
+def test_without_shedding_all_are_served_late() -> None:
+    """The operator may prefer late answers to refusals."""
+    line = Line(r=16, shed_late=False)
+    for _ in range(300):
+        line.add()
+    line.empty()
+    assert set(line.fates.values()) == {"in time", "late"}
+
+
+def test_the_lowest_priority_is_shed_first() -> None:
+    """High and normal requests are served; what is given up is low."""
+    line = Line(r=16)
+    for _ in range(150):
+        line.add(priority=2)
+    for priority in [0] * 50 + [1] * 50:
+        line.add(priority=priority)
+    line.empty()
+    given_up = [request_id for request_id, fate in line.fates.items() if fate == "shed"]
+    assert given_up
+    assert max(given_up) < 150
+    assert all(line.fates[high] == "in time" for high in range(150, 250))
+
+
+def test_in_overload_costly_limits_are_given_up_first() -> None:
+    """A request that accepts no compression costs twice; two others are served in its place."""
+    line = Line(r=16)
+    for index in range(240):
+        line.add(max_r=0 if index % 2 else None)
+    line.empty()
+    lost = [i for i, fate in line.fates.items() if fate == "shed"]
+    limited = [i for i in lost if i % 2]
+    assert len(limited) > 60
+    assert len(lost) - len(limited) < 10
+
+
+def test_the_slo_binds_only_where_it_can_be_kept() -> None:
+    """A machine too slow for the SLO serves one after the other; the load is not at fault."""
+    line = Line(slo_s=0.001, believe=lambda r, size: 0.1 * size)
+    for _ in range(3):
+        line.add()
+    line.empty()
+    assert set(line.fates.values()) == {"in time"}
+
+
+def test_room_is_bounded() -> None:
+    """Waiting and decoding images count; the time to come back is that of the work ahead."""
+    line = Line(queue_size=4, shed_late=False)
+    line.add()
+    line.scheduler.hold(2)
+    assert line.scheduler.refusal(line.now, 1) is None
+    refusal = line.scheduler.refusal(line.now, 2)
+    assert refusal is not None
+    assert refusal.why == "full"
+    assert refusal.retry_after_s == pytest.approx(3 / FASTEST)
+
+
+def test_the_door_reckons_with_what_is_ahead() -> None:
+    """Who would not be reached in time is refused; a higher priority has less ahead of it."""
+    line = Line(r=16)
+    for _ in range(260):
+        line.add(priority=1)
+    refusal = line.scheduler.refusal(line.now, 1)
+    assert refusal is not None
+    assert refusal.why == "late"
+    assert refusal.retry_after_s == pytest.approx(260 / FASTEST, rel=0.05)
+    assert line.scheduler.refusal(line.now, 1, priority=0) is None
+    assert line.scheduler.refusal(line.now, 1, deadline=line.now + 5) is None
+
+
+def test_the_door_reckons_with_the_running_batch() -> None:
+    """A batch that has just begun delays everybody behind it."""
+    line = Line(r=16, slo_s=0.05, limit=32, believe=seconds)
+    line.scheduler.batch_started(line.now, 32, 0)
+    assert line.scheduler.refusal(line.now, 1) is not None
+    assert line.scheduler.refusal(line.now + 0.3, 1) is None
+
+
+def test_a_pin_is_the_fastest_there_is() -> None:
+    """While a slow degree is pinned, the door and the shedding reckon with that one."""
+    line = Line(r=0, reachable=[0])
+    for _ in range(130):
+        line.add()
+    assert line.scheduler.refusal(line.now, 1) is not None
+    line.empty()
+    fates = list(line.fates.values())
+    assert fates.count("shed") > 5
+    assert {r for _, r, _ in line.batches} == {0}
+
+
+def test_a_failing_policy_stops_nothing() -> None:
+    """The degree stays what it was."""
+    line = Line(r=5)
+    line.add()
+    line.step()
+
+    def broken(load: object) -> int:
+        raise RuntimeError("broken")
+
+    line.scheduler._dial.choose = broken  # type: ignore[attr-defined]
+    line.add()
+    line.step()
+    assert [r for _, r, _ in line.batches] == [5, 5]
+
+
+def test_the_snapshot_tells_what_there_is() -> None:
+    """Slacks and limits in order of service, held places, rates and counters."""
+    line = Line()
+    line.add(waited_s=0.4, max_r=3)
+    line.add(waited_s=0.1)
+    line.scheduler.hold(2)
+    line.scheduler.note_arrival(line.now, 4)
+    load = line.scheduler.load(line.now)
+    assert load.backlog.slack_s.tolist() == pytest.approx([0.6, 0.9])
+    assert load.backlog.max_r[0] == 3
+    assert (load.queue_length, load.decoding, load.answered, load.late) == (2, 2, 0, 0)
+    assert load.oldest_wait_s == pytest.approx(0.4)
+    assert load.arrival_rate > load.steady_rate > 0
+    line.empty()
+    after = line.scheduler.load(line.now)
+    assert (after.answered, after.late, after.queue_length) == (2, 0, 0)

@@ -42,7 +42,7 @@ def test_wrong_classify_parameters(wrong: dict[str, object]) -> None:
         {},
         optional={
             "r": st.integers(0, 20),
-            "mode": st.just("auto"),
+            "mode": st.sampled_from(["auto", "shadow"]),
             "ttl_s": st.floats(0.1, 100),
             "min_r": st.integers(0, 20),
             "max_r": st.integers(0, 20),
@@ -50,16 +50,52 @@ def test_wrong_classify_parameters(wrong: dict[str, object]) -> None:
     )
 )
 def test_every_accepted_combination_means_one_thing(given_parameters: dict[str, object]) -> None:
-    """Either a pin (ttl or not), or automatic mode and bounds; never a mix, never nothing."""
-    names = set(given_parameters)
+    """A held degree, or automatic mode, shadow and bounds; never a mix, never nothing."""
+    names, mode = set(given_parameters), given_parameters.get("mode")
     pin = "r" in names and names <= {"r", "ttl_s"}
+    held = {"r", "mode"} <= names <= {"r", "mode", "ttl_s"} and mode == "shadow"
     automatic = bool(names) and names <= {"mode", "min_r", "max_r"}
+    shadow = mode == "shadow" and "r" not in names
     try:
         CompressionQuery.model_validate(given_parameters)
     except ValidationError:
-        assert not (pin or automatic)
+        assert not (pin or held or automatic or shadow)
     else:
-        assert pin or automatic
+        assert pin or held or automatic or shadow
+
+
+@pytest.mark.parametrize("name", ["r", "min_r", "max_r"])
+@pytest.mark.parametrize("value", ["x", "1.5", "", "nan", "1e400", "9" * 5000])
+def test_what_is_no_degree_is_told_where_they_are_listed(name: str, value: str) -> None:
+    """The schema does not know the model, so it points to what does."""
+    with pytest.raises(ValidationError, match="GET /compression lists"):
+        CompressionQuery.model_validate({name: value})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": "fast"},
+        {"r": 1, "ttl_s": 0},
+        {"r": 1, "ttl_s": -1},
+        {"r": 1, "ttl_s": float("nan")},
+        {"r": 1, "ttl_s": float("inf")},
+        {"mode": "shadow", "ttl_s": 4e7},
+        {"mode": "auto", "ttl_s": 5},
+        {"unknown": 1},
+    ],
+)
+def test_wrong_compression_parameters(wrong: dict[str, object]) -> None:
+    """Unknown modes and names, and times that are none, are refused."""
+    with pytest.raises(ValidationError):
+        CompressionQuery.model_validate(wrong)
+
+
+def test_degrees_out_of_range_are_left_to_the_controller() -> None:
+    """It knows the model's range and names it; the documentation still says at least 0."""
+    assert CompressionQuery.model_validate({"r": "-1"}).r == -1
+    schema = CompressionQuery.model_json_schema()["properties"]["r"]["anyOf"][0]
+    assert schema == {"minimum": 0, "type": "integer"}
 
 
 def test_result_and_failure_are_told_apart() -> None:

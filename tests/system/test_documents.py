@@ -8,9 +8,12 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from prometheus_client import Metric
 
+from server.agreement import AgreementEstimate, Comparison
+from server.control_status import ControllerStatus, ShadowStatus
 from server.metrics import Metrics
 from server.settings import Settings
 from server.stats import BatchStats, RequestStats, SwitchStats
+from tests.server.fake_table import level
 from tests.system.machine import ROOT
 
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
@@ -31,6 +34,24 @@ def busy_metrics() -> Metrics:
     metrics.observe_image(RequestStats("ok", 0, 0.01, 0.01, 0.01, 0.03))
     metrics.observe_batch(BatchStats(r=0, size=1, merge_s=0.0, compute_s=0.01, started_at=0.0))
     metrics.observe_switch(SwitchStats(r_from=0, r_to=1, reason="latency", merge_s=0.1, at=0.0))
+    metrics.observe_comparison(Comparison(1, True))
+    status = ControllerStatus(
+        "shadow",
+        0,
+        0,
+        0,
+        0,
+        None,
+        None,
+        None,
+        (level(0, 1.0, expected_accuracy=0.8),),
+        (0,),
+        ShadowStatus(0, "steady", None),
+        {0: AgreementEstimate(1.0, 0.9, 1.0, 30)},
+    )
+    metrics.watch_control(
+        state=lambda: status, arrival_rate=lambda: 0.0, profile_cells=lambda: (0, 0)
+    )
     metrics.watch(
         queue_depth=lambda: 0, in_flight=lambda: 0, r=lambda: 0, mode=lambda: "auto", ready=bool
     )

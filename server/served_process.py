@@ -1,4 +1,4 @@
-"""A real ``tocom serve`` process for a benchmark: started, waited for, ended by its own pid."""
+"""A real `tocom serve` process under test: started, waited for, ended by its own pid."""
 
 import re
 import subprocess
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tocom_core.errors import TocomError
+
 READY_WITHIN_S = 240.0
 GONE_WITHIN_S = 60.0
 COMPLAINT = re.compile(
@@ -17,11 +19,15 @@ COMPLAINT = re.compile(
 )
 
 
+class MeasurementError(TocomError):
+    """The server under test, or the way to it, does not allow a measurement."""
+
+
 @dataclass
-class Served:
+class ServedProcess:
     """Where the server is; once it has ended, how: 0 after a drain, negative if killed.
 
-    ``complaints`` are the warnings and errors of its log.
+    `complaints` are the warnings and errors of its log.
     """
 
     url: str
@@ -30,19 +36,21 @@ class Served:
 
 
 @contextmanager
-def serve(flags: Sequence[str]) -> Iterator[Served]:
-    """Run ``tocom serve`` on a free loopback port for the length of the block.
+def serve(flags: Sequence[str]) -> Iterator[ServedProcess]:
+    """Run `tocom serve` on a free loopback port for the length of the block.
+
+    It is in a process group of its own: Ctrl-C ends the block, and only then, with it, the server.
 
     Raises:
-        RuntimeError: it ended, or was not ready in time; the message holds the end of its log.
+        MeasurementError: it ended, or was not ready in time; the message holds its log's end.
     """
     command = [sys.executable, "-m", "server.cli", "serve", "--host=127.0.0.1", "--port=0", *flags]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with log.open("w") as stream:
-            process = subprocess.Popen(command, stdout=stream, stderr=stream)
+            process = subprocess.Popen(command, stdout=stream, stderr=stream, process_group=0)
         try:
-            served = Served(_wait_until_ready(process, log))
+            served = ServedProcess(_wait_until_ready(process, log))
             yield served
             served.exit_code = _stop(process)
             served.complaints = COMPLAINT.findall(log.read_text())
@@ -62,7 +70,9 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
         if process.poll() is not None:
             break
         time.sleep(0.1)
-    raise RuntimeError(f"the server did not become ready; its log ends:\n{log.read_text()[-2000:]}")
+    raise MeasurementError(
+        f"the server did not become ready; its log ends:\n{log.read_text()[-2000:]}"
+    )
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> int:

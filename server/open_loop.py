@@ -1,8 +1,8 @@
-"""An open-loop client for ``POST /classify``: a request leaves when due, not when there is room.
+"""An open-loop client for `POST /classify`: a request leaves when due, not when there is room.
 
 A closed loop (so many connections, each waiting for its answer) slows down with the server and is
-blind to the queue that real users would stand in.  Here the arrival times are drawn beforehand, and
-latency counts from the time at which a request was due.  `load` drives it; nothing here judges.
+blind to the queue that real users would stand in. Here the arrival times are drawn beforehand, and
+latency counts from the time at which a request was due. Nothing here judges; needs aiohttp.
 """
 
 import asyncio
@@ -11,10 +11,9 @@ import math
 import random
 import re
 import resource
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import aiohttp
 
@@ -23,29 +22,27 @@ CONNECTIONS = 2000
 KEEP_ALIVE_S = 3.0
 """Below the 5 s after which uvicorn closes an idle connection: a request could meet the close."""
 TIMEOUT_S = 60.0
-REFUSED_PAUSE_S = 0.2
+REFUSED_PAUSE_S = 1.0
 """Who comes back at once after a refusal costs the server time that the capacity would miss."""
-SAME_BATCH_S = 1.0
-"""Answers of one batch leave the server together; further apart they are not of one batch."""
-
-Arrivals = Literal["poisson", "constant"]
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What an answer says of one image."""
+    """What an answer says of one image; `index` is the likeliest class."""
 
     r: int
     batch_size: int
+    queue_ms: float
     compute_ms: float
+    index: int
     score: float
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request's fate; times are the event loop's, in seconds.  Status 0: no answer came.
+    """One request's fate; times are the event loop's, in seconds. Status 0: no answer came.
 
-    ``photo`` is the number of the (first) photograph that was sent.
+    `photo` is the place of the (first) photograph in the sequence that the client was given.
     """
 
     photo: int
@@ -61,6 +58,11 @@ class Answer:
     def latency_s(self) -> float:
         """From when the request was due to the end of its answer."""
         return self.done_s - self.due_s
+
+    @property
+    def lag_s(self) -> float:
+        """How much later than due this client sent it."""
+        return self.sent_s - self.due_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +84,6 @@ class Watch:
     failures: list[str] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Batch:
-    """Answers that were computed together; ``seen`` of ``size`` images reached this client."""
-
-    size: int
-    compute_s: float
-    first_done_s: float
-    last_done_s: float
-    seen: int
-    degrees: set[int]
-
-
 class Client:
     """Keeps its connections open and sends one photo after the other.
 
@@ -101,12 +91,19 @@ class Client:
         url: where the server is.
         photos: JPEG files; sent in a shuffled order, over and over.
         seed: of that order.
+        deadline_ms: sent with each request; None: none.
     """
 
-    def __init__(self, url: str, photos: Sequence[bytes], seed: int) -> None:
+    def __init__(
+        self, url: str, photos: Sequence[bytes], seed: int, deadline_ms: float | None = None
+    ) -> None:
         self._url = url
-        self._photos = list(photos)
-        random.Random(seed).shuffle(self._photos)
+        self._photos = photos
+        self._order = list(range(len(photos)))
+        random.Random(seed).shuffle(self._order)
+        self._query: dict[str, str] = {"top_k": "1"}
+        if deadline_ms is not None:
+            self._query["deadline_ms"] = f"{deadline_ms:g}"
         self._sent = 0
 
     async def __aenter__(self) -> Self:
@@ -139,28 +136,42 @@ class Client:
 
     async def compression(self, **change: str | int) -> dict[str, Any]:
         """Read the state of the dial, or change it."""
-        method = "PUT" if change else "GET"
-        async with self._session.request(method, "/compression", params=change) as reply:
-            reply.raise_for_status()
-            answer: dict[str, Any] = await reply.json()
-            return answer
+        return await self._json("PUT" if change else "GET", "/compression", change)
+
+    async def model(self) -> dict[str, Any]:
+        """Read what is served."""
+        return await self._json("GET", "/model", {})
+
+    async def round_trip_s(self) -> float:
+        """Return how long the smallest request takes."""
+        started = self._loop.time()
+        async with self._session.get("/healthz") as reply:
+            await reply.read()
+        return self._loop.time() - started
 
     async def gauge(self, name: str) -> float:
-        """One unlabelled value of ``/metrics``; NaN if the server has none of that name."""
+        """One unlabelled value of `/metrics`; NaN if the server has none of that name."""
         async with self._session.get("/metrics") as reply:
             reply.raise_for_status()
             found = re.search(rf"^{name} (\S+)", await reply.text(), re.MULTILINE)
         return float(found[1]) if found else math.nan
 
+    async def _json(self, method: str, path: str, query: dict[str, str | int]) -> dict[str, Any]:
+        async with self._session.request(method, path, params=query) as reply:
+            reply.raise_for_status()
+            answer: dict[str, Any] = await reply.json()
+            return answer
+
     def _next(self) -> int:
+        photo = self._order[self._sent % len(self._order)]
         self._sent += 1
-        return self._sent % len(self._photos)
+        return photo
 
     async def _post(self, photo: int, due_s: float | None, **request: Any) -> Answer:
         sent_s = self._loop.time()
         status, body, retry, error = 0, b"", None, ""
         try:
-            async with self._session.post("/classify", params={"top_k": 1}, **request) as reply:
+            async with self._session.post("/classify", params=self._query, **request) as reply:
                 body, retry = await reply.read(), reply.headers.get("Retry-After")
                 status = reply.status
         except (aiohttp.ClientError, TimeoutError) as failure:
@@ -175,18 +186,6 @@ class Client:
             retry_after_s=_seconds(retry),
             error=error,
         )
-
-
-def due_times(
-    rate: float, seconds: float, kind: Arrivals, generator: random.Random
-) -> Iterator[float]:
-    """Draw arrival times from 0 up to ``seconds``, ``rate`` of them per second on average."""
-    at = 0.0
-    while True:
-        at += generator.expovariate(rate) if kind == "poisson" else 1 / rate
-        if at >= seconds:
-            return
-        yield at
 
 
 async def open_loop(client: Client, due: Iterable[float]) -> list[Answer]:
@@ -235,28 +234,6 @@ async def watch(client: Client, every_s: float, seen: Watch) -> None:
         await asyncio.sleep(next_s - loop.time())
 
 
-def find_batches(answers: Iterable[Answer]) -> list[Batch]:
-    """Put together what was computed together, in order of completion.
-
-    Answers carry no batch number, but ``batch_size`` and ``compute_ms`` (to the microsecond), which
-    all images of a batch share and which two batches within a second hardly share by chance.  A
-    group that has exactly ``batch_size`` images (``seen == size``) is as good as proven to be one
-    batch; a larger one would be a coincidence, a smaller one had images of other clients.
-    """
-    groups: dict[tuple[int, float], list[Batch]] = defaultdict(list)
-    for answer in sorted(answers, key=lambda answer: answer.done_s):
-        for image in answer.images:
-            known = groups[image.batch_size, image.compute_ms]
-            if not known or answer.done_s - known[-1].last_done_s > SAME_BATCH_S:
-                at, took_s = answer.done_s, image.compute_ms / 1000
-                known.append(Batch(image.batch_size, took_s, at, at, 0, set()))
-            known[-1].seen += 1
-            known[-1].last_done_s = answer.done_s
-            known[-1].degrees.add(image.r)
-    found = [batch for group in groups.values() for batch in group]
-    return sorted(found, key=lambda batch: batch.first_done_s)
-
-
 def raise_file_limit() -> None:
     """Each connection is an open file; the usual soft limit of 1,024 is too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -271,7 +248,9 @@ def _served(body: bytes) -> tuple[Served, ...]:
         Served(
             result["r"],
             result["batch_size"],
+            result["queue_ms"],
             result["compute_ms"],
+            result["predictions"][0]["index"],
             result["predictions"][0]["score"],
         )
         for result in json.loads(body)["results"]
@@ -280,5 +259,5 @@ def _served(body: bytes) -> tuple[Served, ...]:
 
 
 def _seconds(header: str | None) -> float | None:
-    """``Retry-After`` as seconds; a date or nonsense is no number of seconds."""
+    """`Retry-After` as seconds; a date or nonsense is no number of seconds."""
     return float(header) if header is not None and header.isdecimal() else None

@@ -1,0 +1,195 @@
+"""What a comparison of policies showed: its records and their files, tables, pictures, JSON."""
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from server.bench_report import show_range
+from server.fates import Fate, Figures, over_seeds
+from server.replay import Replay
+from server.timeline_plot import PlottedRun, plot_timeline
+
+DEFAULT = "demand"
+LOWEST = "static r=0"
+COLUMNS = {
+    "attainment": "attainment",
+    "on_time_correct": "on time and correct",
+    "accuracy": "accuracy",
+    "goodput": "goodput/s",
+    "mean_r": "mean r",
+    "switches": "switches",
+    "p99_s": "p99 ms",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all runs of a folder share; `capacity` is that of r=0 in images/s."""
+
+    flags: tuple[str, ...]
+    model: str
+    slo_s: float
+    capacity: float
+    highest: int
+    highest_capacity: float
+    correctness_unknown: str
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        content = json.loads(path.read_text())
+        return cls(**content | {"flags": tuple(content["flags"])})
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2))
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRun:
+    """One seed of one trace under one policy."""
+
+    policy: str
+    replay: Replay
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        content = json.loads(path.read_text())
+        replay: dict[str, Any] = content["replay"]
+        replay["figures"] = Figures(**replay["figures"])
+        replay["fates"] = tuple(Fate(*values) for values in replay["fates"])
+        return cls(content["policy"], Replay(**replay))
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, all at once: half a file would count as a finished run."""
+        replay = asdict(self.replay) | {"fates": [astuple(fate) for fate in self.replay.fates]}
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps({"policy": self.policy, "replay": replay}))
+        unfinished.replace(path)
+
+
+Runs = Mapping[str, Sequence[PolicyRun]]
+"""Trace to its runs."""
+
+
+def show(setting: Setting, runs: Runs) -> None:
+    """Print a table per trace, and how the default compares with the best of the others."""
+    print(f"Model {setting.model}, SLO {1000 * setting.slo_s:.1f} ms; capacity", end=" ")
+    print(f"{setting.capacity:.1f} images/s at r=0,", end=" ")
+    print(f"{setting.highest_capacity:.1f} images/s at r={setting.highest}.")
+    if setting.correctness_unknown:
+        print(f"\nCorrectness is not known: {setting.correctness_unknown}.")
+    for trace, of_trace in runs.items():
+        grouped = by_policy(of_trace)
+        seeds = sorted({run.replay.seed for run in of_trace})
+        best = best_static(grouped)
+        print(f"\n## {trace}\n\nMedian and range of seeds {', '.join(map(str, seeds))}.\n")
+        print("| policy | " + " | ".join(COLUMNS.values()) + " |")
+        print("|---" * (len(COLUMNS) + 1) + "|")
+        for policy, replays in grouped.items():
+            ranges = over_seeds([replay.figures for replay in replays])
+            cells = [show_range(name, ranges[name]) for name in COLUMNS]
+            mark = " (best static)" if policy == best else ""
+            print(f"| {policy}{mark} | {' | '.join(cells)} |")
+        late = [run for run in of_trace if not run.replay.kept_up]
+        if late:
+            names = ", ".join(f"{run.policy} seed {run.replay.seed}" for run in late)
+            print(f"\n**Not valid**, the client did not keep up: {names}.")
+        print(f"\n{_verdict(grouped)}")
+    print()
+
+
+def describe(setting: Setting, runs: Runs) -> dict[str, Any]:
+    """Return it all as one JSON-able record."""
+    return {
+        "benchmark": "policies",
+        **asdict(setting),
+        "traces": {
+            trace: {
+                "best_static": best_static(by_policy(of_trace)),
+                "lead_on_time_correct": lead(by_policy(of_trace)),
+                "policies": {
+                    policy: {
+                        "seeds": [
+                            {"seed": one.seed, "valid": one.kept_up, "lag_p99_s": one.lag_p99_s}
+                            | one.figures.to_json()
+                            for one in replays
+                        ],
+                        "over_seeds": {
+                            name: spread and asdict(spread)
+                            for name, spread in over_seeds([one.figures for one in replays]).items()
+                        },
+                    }
+                    for policy, replays in by_policy(of_trace).items()
+                },
+            }
+            for trace, of_trace in runs.items()
+        },
+    }
+
+
+def draw(folder: Path, setting: Setting, runs: Runs) -> None:
+    """Draw each trace's first seed: adaptive policies, r=0 and the best static degree."""
+    for trace, of_trace in runs.items():
+        grouped = by_policy(of_trace)
+        drawn = {LOWEST, best_static(grouped)}
+        lines = [
+            PlottedRun(policy, replays[0].fates, replays[0].figures.seconds)
+            for policy, replays in grouped.items()
+            if policy in drawn or not policy.startswith("static")
+        ]
+        plot_timeline(
+            folder / f"{re.sub('[^a-z0-9.]+', '-', trace)}.png",
+            lines,
+            setting.slo_s,
+            title=f"{trace}, seed {grouped[lines[0].name][0].seed}",
+            capacities={
+                "capacity r=0": setting.capacity,
+                f"capacity r={setting.highest}": setting.highest_capacity,
+            },
+        )
+
+
+def by_policy(runs: Sequence[PolicyRun]) -> dict[str, list[Replay]]:
+    """Return each policy's replays by seed; policies in the order they come."""
+    grouped: dict[str, list[Replay]] = {}
+    for run in sorted(runs, key=lambda run: run.replay.seed):
+        grouped.setdefault(run.policy, []).append(run.replay)
+    return {policy: grouped[policy] for policy in dict.fromkeys(run.policy for run in runs)}
+
+
+def best_static(grouped: Mapping[str, Sequence[Replay]]) -> str | None:
+    """Return the static degree with the best score, as hindsight knows it."""
+    statics = [policy for policy in grouped if policy.startswith("static")]
+    return max(statics, key=lambda policy: _score(grouped[policy]), default=None)
+
+
+def lead(grouped: Mapping[str, Sequence[Replay]]) -> float | None:
+    """Return the default's score less that of the best other; None without either."""
+    others = [_score(replays) for policy, replays in grouped.items() if policy != DEFAULT]
+    return _score(grouped[DEFAULT]) - max(others) if DEFAULT in grouped and others else None
+
+
+def _score(replays: Sequence[Replay]) -> float:
+    """Median share of on time and correct; where nobody knows what is correct, attainment."""
+    figures = [replay.figures for replay in replays]
+    shares = [f.attainment if f.on_time_correct is None else f.on_time_correct for f in figures]
+    return statistics.median(share or 0.0 for share in shares)
+
+
+def _verdict(grouped: Mapping[str, Sequence[Replay]]) -> str:
+    ahead = lead(grouped)
+    if ahead is None:
+        return ""
+    others = {policy: _score(replays) for policy, replays in grouped.items() if policy != DEFAULT}
+    best = max(others, key=lambda policy: others[policy])
+    word = "ahead of" if ahead >= 0 else "behind"
+    return (
+        f"`{DEFAULT}` is {100 * abs(ahead):.2f} points of on time and correct {word} the best of "
+        f"the others, {best}."
+    )

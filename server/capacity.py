@@ -1,0 +1,133 @@
+"""What a server can do, measured from outside: the latency of one request, and its capacity.
+
+Both are taken at a pinned degree by the client that will replay the trace, on the host where it
+will, so that a trace's multiples of the capacity mean what they say.
+"""
+
+import asyncio
+import logging
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from server.answered_batches import find_batches
+from server.open_loop import Answer, Client, closed_loop
+from server.served_process import MeasurementError
+
+logger = logging.getLogger(__name__)
+
+SINGLE_S = 6.0
+WARM_UP_S = 2.0
+CAPACITY_S = 10.0
+CONNECTIONS = 64
+"""More than the server can take at once; those it refuses come back a second later."""
+SETTLE_WITHIN_S = 60.0
+LOOK_EVERY_S = 0.5
+FORGET_S = 2.5
+"""After so long without answers the controller has forgotten the latencies of the capacity."""
+REST_S = 8.0
+"""Longer than a controller takes from one change of degree to the next, or one measurement."""
+FEWEST_SINGLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Served images/s at a pinned degree, saturated."""
+
+    r: int
+    images_per_s: float
+
+
+async def single_latency_s(client: Client, r: int = 0, seconds: float = SINGLE_S) -> float:
+    """Return the median latency of requests that are alone in the server, after a warm-up.
+
+    Raises:
+        MeasurementError: next to none was answered.
+    """
+    await client.compression(r=r)
+    await closed_loop(client, WARM_UP_S, 1)
+    answers = await closed_loop(client, seconds, 1)
+    good = [answer.latency_s for answer in answers if answer.status == 200]
+    if len(good) < FEWEST_SINGLES:
+        raise MeasurementError(
+            f"of {len(answers)} single requests {len(good)} were answered: {_kinds(answers)}"
+        )
+    return statistics.median(good)
+
+
+async def capacity(client: Client, r: int, seconds: float = CAPACITY_S) -> Capacity:
+    """Pin a degree and measure with more requests under way than the server can take at once.
+
+    Counted from the end of the first batch to the end of the last: whole batches only.
+
+    Raises:
+        MeasurementError: there were not two batches.
+    """
+    await client.compression(r=r)
+    await closed_loop(client, WARM_UP_S, CONNECTIONS)
+    answers = await closed_loop(client, seconds, CONNECTIONS)
+    batches = find_batches(answers)
+    if len(batches) < 2:
+        raise MeasurementError(
+            f"the server finished {len(batches)} batches in {seconds:g} s: {_kinds(answers)}"
+        )
+    span_s = batches[-1].last_done_s - batches[0].last_done_s
+    return Capacity(r, sum(batch.seen for batch in batches[1:]) / span_s)
+
+
+async def settle(client: Client) -> None:
+    """Hand the dial to the controller and wait until it rests and has measured its degrees.
+
+    Where it does neither, until nothing has changed for a while: a static policy has its own
+    resting place, and a server may have been told not to measure.
+    """
+    loop = asyncio.get_running_loop()
+    await client.compression(mode="auto")
+    await asyncio.sleep(FORGET_S)
+    state = _progress(await client.compression())
+    give_up, changed = loop.time() + SETTLE_WITHIN_S, loop.time()
+    while loop.time() < give_up:
+        if state.done or loop.time() - changed >= REST_S:
+            return
+        await asyncio.sleep(LOOK_EVERY_S)
+        before, state = state, _progress(await client.compression())
+        if state != before:
+            changed = loop.time()
+    logger.info("the server still changes or measures its degrees; going on")
+
+
+async def restore(client: Client, mode: str) -> None:
+    """Give the dial back as it was found; a pin counts as `auto`, and a server may be gone."""
+    try:
+        await client.compression(mode="shadow" if mode == "shadow" else "auto")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        logger.warning("the dial could not be handed back: %s", error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """How far a server is with settling."""
+
+    r: int
+    low: bool
+    unmeasured: int
+
+    @property
+    def done(self) -> bool:
+        return self.low and not self.unmeasured
+
+
+def _progress(state: Mapping[str, Any]) -> _Progress:
+    """Read it from the state of the dial."""
+    unmeasured = sum(not level["measured"] for level in state["levels"])
+    return _Progress(state["r"], state["r"] <= state["min_r"], unmeasured)
+
+
+def _kinds(answers: list[Answer]) -> str:
+    """What came instead of results."""
+    statuses = sorted({answer.status for answer in answers if answer.status})
+    errors = sorted({answer.error for answer in answers if answer.error})
+    return f"statuses {statuses}, errors {errors[:3]}"

@@ -1,0 +1,151 @@
+"""What exists once the model is warm: table, controller, scheduler, batcher and idle work, wired.
+
+The parts know nothing of each other beyond what they are given here; the simulator wires the same
+ones around a simulated machine.
+"""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from server.agreement import Agreement, LiveAccuracy
+from server.batcher import Batcher
+from server.clock import Clock
+from server.controller import Controller
+from server.degrees import most_telling_first
+from server.engine import Engine, WarmUp
+from server.entries import Entry
+from server.errors import BadParameter, SettingsError
+from server.grid import GridMeasurement
+from server.idle import IdleShift, IdleWork
+from server.metrics import Metrics
+from server.operating_table import OperatingTable
+from server.policies import build_policy
+from server.scheduler import Scheduler
+from server.settings import Settings
+from server.shadow import ShadowRunner
+from server.stored_profile import StoredProfile
+
+IDLE_SHARE_OF_SLO = 0.25
+"""A request may come in the middle of a step of idle work: so long it may wait for it."""
+
+
+@dataclass(frozen=True)
+class Core:
+    """The parts of a warm server.
+
+    Attributes:
+        live: corrects the expected accuracy; None unless asked for.
+        grid: measures what is not measured yet; None unless asked for.
+    """
+
+    batcher: Batcher
+    controller: Controller
+    live: LiveAccuracy | None
+    grid: GridMeasurement | None
+
+    def look(self) -> None:
+        """Let the degree come back down when there are no batches that would ask for it."""
+        self.controller.decide(self.batcher.load())
+        if self.live is not None:
+            self.live.refresh()
+
+    def profile_cells(self) -> tuple[int, int]:
+        """Return how many cells of the latency grid are measured and how many are missing."""
+        if self.grid is None:
+            return len(self.controller.table.measured_cells), 0
+        return self.grid.measured, self.grid.total - self.grid.measured
+
+
+def build_core(
+    engine: Engine,
+    settings: Settings,
+    stored: StoredProfile,
+    warm_up: WarmUp,
+    metrics: Metrics,
+    clock: Clock,
+) -> Core:
+    """Wire the parts around a warm engine.
+
+    Raises:
+        SettingsError: bounds and accuracy floor leave no degree, or the static degree is none.
+    """
+    profile = stored.complete(engine.own_profile(stored.measurements or warm_up.measurements))
+    table = OperatingTable(profile, max_batch_s=settings.max_batch_s)
+    agreement = Agreement(clock)
+    controller = _controller(engine, settings, table, agreement, metrics, clock)
+    live = None
+    if settings.live_accuracy:
+        evaluated = profile.expected_accuracy()
+        live = LiveAccuracy(agreement, evaluated, engine.r_source, table.set_accuracy)
+    shadow = ShadowRunner(
+        engine.run,
+        engine.r_source,
+        share=settings.live_share,
+        random=random.Random(),
+        on_comparison=[agreement.add, metrics.observe_comparison]
+        + ([] if live is None else [lambda _: live.refresh()]),
+    )
+    grid = None
+    if settings.idle_profiling:
+        grid = GridMeasurement(
+            engine.measure,
+            table,
+            most_telling_first(engine.max_r),
+            clock,
+            max_batch_size=settings.max_batch_size,
+            budget_s=IDLE_SHARE_OF_SLO * settings.slo_s,
+            known=profile.measurements,
+            on_complete=lambda: stored.save(table.to_profile()),
+        )
+    works: list[IdleWork] = [shadow] if grid is None else [shadow, grid]
+    scheduler: Scheduler[Entry] = Scheduler(
+        controller,
+        max_batch_size=settings.max_batch_size,
+        queue_size=settings.queue_size,
+        slo_s=settings.slo_s,
+        shed_late=settings.shed_late,
+    )
+    batcher = Batcher(
+        engine.run,
+        scheduler,
+        clock,
+        max_batch_size=settings.max_batch_size,
+        max_queue_delay_s=settings.max_queue_delay_s,
+        queue_size=settings.queue_size,
+        on_batch=[controller.observe_batch, metrics.observe_batch],
+        on_request=[metrics.observe_image],
+        on_served=lambda payload, output, r: shadow.offer(payload, int(np.argmax(output)), r),
+        idle_work=IdleShift(works),
+    )
+    return Core(batcher, controller, live, grid)
+
+
+def _controller(
+    engine: Engine,
+    settings: Settings,
+    table: OperatingTable,
+    agreement: Agreement,
+    metrics: Metrics,
+    clock: Clock,
+) -> Controller:
+    static_r = engine.r_source if settings.static_r is None else settings.static_r
+    policy = build_policy(
+        settings.policy, static_r=static_r, dwell_s=settings.dwell_s, slo_s=settings.slo_s
+    )
+    try:
+        return Controller(
+            policy,
+            table,
+            engine.r_source,
+            clock,
+            slo_s=settings.slo_s,
+            mode=settings.mode,
+            max_r=settings.max_r,
+            min_accuracy=settings.min_accuracy,
+            agreement=agreement,
+            on_switch=[metrics.observe_switch],
+        )
+    except BadParameter as error:
+        raise SettingsError(error.detail) from error

@@ -1,0 +1,120 @@
+"""The default policy: the lowest degree that meets the demand, raised at once, lowered with care.
+
+Two questions decide whether a degree suffices. *Can it serve who waits?* Every waiting image,
+taken in order of service, must be done before it is due (`demand.in_time`). *Can it serve who will
+come?* The waiting images and those that the arrival rate foretells for the next `HORIZON_S` must
+fit into what the degree serves in that time plus a share of the SLO:
+
+    queue + rate · horizon ≤ throughput(r) · (horizon + share · SLO)
+
+Without a queue a degree may thus be a little too slow for the arrivals, which spends slack instead
+of accuracy on a short burst; as the queue grows the same inequality asks for more, and under
+lasting load it comes to rest where the throughput equals the rate and the queue fills that share of
+the SLO. One middle degree is better than alternating between a low and a high one: what merging
+costs grows faster than what it saves.
+
+Raising is immediate. Lowering is damped: `r` is never below the highest degree that was needed
+within the last `dwell_s`, and for that memory a degree must suffice with more room (a smaller
+share, and a rate with a margin). The gap between the two is the hysteresis that lets a constant
+load settle.
+"""
+
+from collections import deque
+
+from server.demand import done_s, in_time
+from server.policy import Decision, nearest
+from server.stats import LoadSnapshot
+from tocom_core.operating_point import OperatingPoint
+
+Levels = tuple[OperatingPoint, ...]
+
+
+class DemandPolicy:
+    """The lowest degree that serves the waiting and the expected images in time.
+
+    Args:
+        dwell_s: for how long a lower degree must have sufficed before it is taken.
+    """
+
+    HORIZON_S = 1.0
+    """As far as the arrival rate of the last moments is trusted."""
+    RAISE_SHARE = 0.3
+    """Share of the SLO that the queue may fill before a higher degree is taken."""
+    LOWER_SHARE = 0.15
+    """The same for a lower degree to count as sufficient."""
+    LOWER_RATE = 1.05
+    """Room that a lower degree must have over the arrival rate."""
+    MARGIN = 0.2
+    """Share of the SLO that is kept back for the way out and for what comes between."""
+
+    def __init__(self, *, dwell_s: float = 1.0) -> None:
+        if not dwell_s >= 0:
+            raise ValueError(f"dwell_s={dwell_s} must not be negative")
+        self._dwell_s = dwell_s
+        self._started_at: float | None = None
+        self._needed: deque[tuple[float, int]] = deque()  # falling degrees: a sliding maximum
+
+    def decide(self, load: LoadSnapshot, current_r: int) -> Decision:
+        """Compare demand and throughput of the levels; see the module for the rule."""
+        levels = tuple(level for level in load.levels if level.pays) or load.levels
+        here = nearest(current_r, levels)
+        enough = self._enough(load, levels)
+        if enough is None:
+            self._remember(load.now, levels[-1].r)
+            hurry = _quickest(load, levels)
+            return Decision(hurry.r, "steady" if hurry.r == here else "overload")
+        needed = self._roomy(load, levels[levels.index(enough) :])
+        self._remember(load.now, needed.r)
+        if enough.r > here:
+            return Decision(enough.r, "demand-rising")
+        floor = self._needed[0][1]
+        if floor < here and load.now - (self._started_at or 0.0) >= self._dwell_s:
+            return Decision(nearest(floor, levels), "demand-falling")
+        return Decision(here, "steady")
+
+    def _enough(self, load: LoadSnapshot, levels: Levels) -> OperatingPoint | None:
+        """Return the first level that serves who waits and who will come; None if none does."""
+        waiting = load.queue_length + load.decoding
+        coming = waiting + load.arrival_rate * self.HORIZON_S
+        time_s = self.HORIZON_S + self.RAISE_SHARE * load.slo_s
+        candidates = [level for level in levels if level.images_per_s * time_s >= coming]
+        margin_s = self.MARGIN * load.slo_s + load.switch_s
+        low, high = 0, len(candidates)
+        while low < high:  # faster levels finish sooner, so bisection finds the first
+            middle = (low + high) // 2
+            level = candidates[middle]
+            doubt_s = load.spread * level.batch_seconds[level.batch_size - 1]
+            if in_time(level, levels, load.backlog, margin_s + doubt_s):
+                high = middle
+            else:
+                low = middle + 1
+        return candidates[low] if low < len(candidates) else None
+
+    def _roomy(self, load: LoadSnapshot, levels: Levels) -> OperatingPoint:
+        """Return the first level that suffices with room, or the last one."""
+        rate = self.LOWER_RATE * max(load.arrival_rate, load.steady_rate)
+        waiting = load.queue_length + load.decoding
+        time_s = self.LOWER_SHARE * load.slo_s
+        for level in levels:
+            speed = level.images_per_s
+            # One batch is no queue: it is what comes while the one before it is computed.
+            if speed >= rate and speed * time_s >= waiting - level.batch_size:
+                return level
+        return levels[-1]
+
+    def _remember(self, now: float, r: int) -> None:
+        """Note which degree was needed, and forget what is older than the dwell time."""
+        if self._started_at is None:
+            self._started_at = now
+        while self._needed and self._needed[-1][1] <= r:
+            self._needed.pop()
+        self._needed.append((now, r))
+        while self._needed[0][0] < now - self._dwell_s:
+            self._needed.popleft()
+
+
+def _quickest(load: LoadSnapshot, levels: Levels) -> OperatingPoint:
+    """Return the level at which the queue is done first; without a queue the fastest."""
+    if not load.queue_length:
+        return max(levels, key=lambda level: level.images_per_s)
+    return min(levels, key=lambda level: float(done_s(level, levels, load.backlog)[-1]))

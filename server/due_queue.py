@@ -1,0 +1,101 @@
+"""The waiting requests in their order of service, kept sorted as they come and go.
+
+The scheduler looks at the whole queue before each batch, so sorting it each time would cost more
+than the decision. Here a request is inserted where it belongs (bisection, one memory move), and
+what the decision computes with, the due times and limits, lies in arrays beside the requests.
+"""
+
+from collections.abc import Iterator
+from itertools import compress
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from server.stats import NO_LIMIT, FloatArray, IntArray
+
+ItemT = TypeVar("ItemT")
+
+_FIRST_ROOM = 64
+
+
+class DueQueue(Generic[ItemT]):
+    """Items sorted by a fixed key; of equal keys the one that came first is first.
+
+    Attributes:
+        items: in order; not to be changed from outside.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[ItemT] = []
+        self._keys = np.empty(_FIRST_ROOM)
+        self._dues = np.empty(_FIRST_ROOM)
+        self._limits = np.empty(_FIRST_ROOM, np.int64)
+
+    def __len__(self) -> int:
+        """Return how many items there are."""
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[ItemT]:
+        """Iterate in order."""
+        return iter(self.items)
+
+    @property
+    def dues(self) -> FloatArray:
+        """When each is due, in order: `(n,)`, a view that the next change makes invalid."""
+        return self._dues[: len(self.items)]
+
+    @property
+    def limits(self) -> IntArray:
+        """The highest degree each accepts, in order: `(n,)`, such a view too."""
+        return self._limits[: len(self.items)]
+
+    def ahead_of(self, key: float) -> int:
+        """Count the items that come before a new one with this key."""
+        return int(np.searchsorted(self._keys[: len(self.items)], key, side="right"))
+
+    def add(self, item: ItemT, key: float, due: float, max_r: int | None = None) -> None:
+        """Insert an item where its key belongs, behind its equals."""
+        count = len(self.items)
+        if count == len(self._keys):
+            self._make_room()
+        at = self.ahead_of(key)
+        limit = NO_LIMIT if max_r is None else max_r
+        for values, value in ((self._keys, key), (self._dues, due), (self._limits, limit)):
+            values[at + 1 : count + 1] = values[at:count]
+            values[at] = value
+        self.items.insert(at, item)
+
+    def remove(self, item: ItemT, key: float) -> bool:
+        """Take out an item that was added with this key; False if it is not there."""
+        count = len(self.items)
+        at = int(np.searchsorted(self._keys[:count], key, side="left"))
+        while at < count and self._keys[at] == key:
+            if self.items[at] is item:
+                self.take([at])
+                return True
+            at += 1
+        return False
+
+    def take(self, indices: list[int]) -> list[ItemT]:
+        """Take out the items at these rising positions and return them in this order."""
+        taken = [self.items[index] for index in indices]
+        count, gone = len(self.items), len(taken)
+        if not taken:
+            return taken
+        if indices[-1] == gone - 1:  # the first ones, as almost always
+            for values in (self._keys, self._dues, self._limits):
+                values[: count - gone] = values[gone:count]
+            del self.items[:gone]
+            return taken
+        keep = np.ones(count, bool)
+        keep[indices] = False
+        for values in (self._keys, self._dues, self._limits):
+            values[: count - gone] = values[:count][keep]
+        self.items = list(compress(self.items, keep.tolist()))
+        return taken
+
+    def _make_room(self) -> None:
+        room = 2 * len(self._keys)
+        self._keys = np.resize(self._keys, room)
+        self._dues = np.resize(self._dues, room)
+        self._limits = np.resize(self._limits, room)

@@ -1,0 +1,110 @@
+"""Parts of one batch, side by side on the cores of a CPU.
+
+With several threads inside each operation all of them meet after every matrix product, some hundred
+times per forward pass, and wait for the slowest; whatever else runs on the machine (decoding, a
+neighbour) makes one of them late each time.  Lanes share a batch out by images instead and meet
+once, at its end: ViT-Tiny at r=16 takes a fifth to a third less time on two cores
+(``benchmarks/lanes.py``).
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor
+
+from server.errors import SettingsError
+
+MOST_LANES = 4
+"""As many at most where none are asked for: thin slices of a batch use a core less well."""
+
+
+def choose_lanes(asked: int, threads: int, device_type: str) -> int:
+    """How many lanes the settings and the machine make.
+
+    Args:
+        asked: the setting; 0 takes one per thread, at most ``MOST_LANES``, and rather a number that
+            leaves no thread without work.
+        threads: of the model.
+        device_type: an accelerator runs a batch as a whole, whatever was asked for.
+
+    Raises:
+        SettingsError: more were asked for than there are threads.
+    """
+    if device_type != "cpu":
+        return 1
+    if asked > threads:
+        have = f"the model has {threads} CPU thread{'s' * (threads > 1)}"
+        raise SettingsError(f"lanes={asked}: {have} to share; lower lanes or raise threads")
+    if asked or threads == 1:
+        return asked or 1
+    counts = range(2, min(threads, MOST_LANES) + 1)
+    return max(counts, key=lambda count: (threads // count * count, count))
+
+
+def use_threads(count: int) -> None:
+    """Let PyTorch's operations use ``count`` threads when called from this thread.
+
+    OpenMP keeps that number per thread.  PyTorch keeps the last one set anywhere as well, and gives
+    it to each thread that has none when that thread first asks, which is why it is made to ask now.
+    """
+    torch.set_num_threads(count)
+    torch.get_num_threads()
+
+
+class Lanes:
+    """Worker threads that share out batches.
+
+    Args:
+        count: how many; a single one is the calling thread itself.
+        threads: of the model, shared out among them; batches of one image keep all.
+    """
+
+    def __init__(self, count: int, threads: int) -> None:
+        self.count = count
+        self._pool: ThreadPoolExecutor | None = None
+        if count > 1:
+            self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
+            self._prepare(self._pool, threads)
+
+    def run(self, job: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Apply ``job`` to parts of ``images``, as equal as possible, side by side.
+
+        All parts are done when this returns or raises, so that nobody else sees the weights in use.
+
+        Args:
+            job: ``(b, …)`` to ``(b, …)`` for any ``b`` of at least 1; called on several threads.
+            images: ``(B, …)``; one image is not shared out.
+
+        Raises:
+            Exception: what ``job`` raised first, in the order of the images.
+        """
+        count = min(self.count, len(images))
+        if self._pool is None or count <= 1:
+            return job(images)
+        parts = [self._pool.submit(job, part) for part in images.tensor_split(count)]
+        wait(parts)
+        try:
+            return torch.cat(list(map(Future.result, parts)))
+        finally:
+            # The traceback of a failure holds this frame: with the failure in it, the tensors of
+            # the failed pass would live until the next garbage collection.
+            parts.clear()
+
+    def close(self) -> None:
+        """End the threads; parts that are running are not waited for."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, pool: ThreadPoolExecutor, threads: int) -> None:
+        """Start all threads and give each its share, leaving this thread's own number as it was."""
+        own = torch.get_num_threads()
+        started = threading.Barrier(self.count)
+
+        def begin() -> None:
+            use_threads(max(1, threads // self.count))
+            started.wait()
+
+        wait([pool.submit(begin) for _ in range(self.count)])
+        use_threads(own)

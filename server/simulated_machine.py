@@ -1,0 +1,72 @@
+"""What is true of a simulated machine, whatever the server that runs on it believes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tocom_core.latency_profile import ServingOverhead
+
+NO_OVERHEAD = ServingOverhead(0.0, 0.0, 0.0)
+NOISE_BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SlowDown:
+    """A stretch of time in which the machine takes `factor` times as long."""
+
+    start_s: float
+    end_s: float
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine and the model on it.
+
+    Attributes:
+        batch_seconds: per degree, the mean durations of batches of 1, 2, … images.
+        accuracy: per degree, the share of its answers that are right, where known.
+        overhead: what a request costs besides its forward.
+        switch_s: what merging the weights of another degree takes.
+        noise: standard deviation of the logarithm of a batch's duration; the mean stays.
+        slow_downs: when it is slower than that.
+    """
+
+    batch_seconds: Mapping[int, Sequence[float]]
+    accuracy: Mapping[int, float] = field(default_factory=dict)
+    overhead: ServingOverhead = NO_OVERHEAD
+    switch_s: float = 0.0
+    noise: float = 0.0
+    slow_downs: Sequence[SlowDown] = ()
+
+    def capacity(self, r: int, size: int) -> float:
+        """Return the images/s of batch after batch of `size`, while as many more arrive."""
+        return size / (self.batch_seconds[r][size - 1] + size * self.overhead.interference_s)
+
+
+class BatchTimer:
+    """How long each batch takes on a machine, with its noise.
+
+    Args:
+        machine: as described.
+        seed: of the noise; the same one gives the same durations.
+    """
+
+    def __init__(self, machine: Machine, seed: Sequence[int]) -> None:
+        self._machine = machine
+        self._noise = _lognormal(machine.noise, np.random.default_rng(list(seed)))
+
+    def seconds(self, r: int, size: int, now: float) -> float:
+        """Return how long a batch takes that begins now."""
+        seconds = self._machine.batch_seconds[r][size - 1] * next(self._noise)
+        for slow in self._machine.slow_downs:
+            if slow.start_s <= now < slow.end_s:
+                seconds *= slow.factor
+        return seconds
+
+
+def _lognormal(sigma: float, rng: np.random.Generator) -> Iterator[float]:
+    """Yield factors with mean 1; drawn in blocks, as single draws are slow."""
+    while True:
+        yield from np.exp(sigma * rng.standard_normal(NOISE_BLOCK) - sigma**2 / 2).tolist()

@@ -1,0 +1,118 @@
+"""A server under test that exists only in virtual time, behind the client's own interface."""
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.open_loop import Answer, Client, Served
+
+
+@dataclass
+class Machine:
+    """How the made-up server behaves.
+
+    A batch of n images at degree r takes `image_s · (1 + n) / 2 · (1 − r/32)`; at most
+    `max_batch` images go together; more than `queue` that wait are refused; each request spends
+    `before_s` on its way in. So many degrees per second get measured; where the controller
+    `stays`, it does not come down when it gets the dial back.
+    """
+
+    image_s: float = 0.03
+    max_batch: int = 4
+    queue: int = 1000
+    before_s: float = 0.004
+    levels: tuple[int, ...] = tuple(range(17))
+    measured_per_s: float = math.inf
+    stays: bool = False
+    alive: bool = True
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def batch_s(self, r: int, size: int) -> float:
+        """Return how long a batch takes."""
+        return self.image_s * (1 + size) / 2 * (1 - r / 32)
+
+
+class FakeTarget(Client):
+    """Answers what a server would, after the time it would take.
+
+    Args:
+        machine: how it behaves.
+        busy_r: where its controller is when it gets the dial back; it takes 5 s to come down.
+    """
+
+    def __init__(self, machine: Machine, busy_r: int = 0) -> None:
+        self.machine = machine
+        self.mode, self.r = "auto", 0
+        self._busy_r, self._handed_back_s = busy_r, -math.inf
+        self._waiting: list[tuple[float, asyncio.Future[Served]]] = []
+        self._computing: asyncio.Task[None] | None = None
+        self._batches = 0
+        self._photos = (b"jpeg",)
+        self._sent = 0
+
+    async def classify(self, due_s: float | None = None) -> Answer:
+        """Wait for a batch like anybody."""
+        loop = asyncio.get_running_loop()
+        sent_s, photo = loop.time(), self._sent
+        self._sent += 1
+        due_s = sent_s if due_s is None else due_s
+        if not self.machine.alive:
+            return Answer(photo, due_s, sent_s, sent_s, 0, error="ConnectionRefusedError: gone")
+        await asyncio.sleep(self.machine.before_s)
+        if len(self._waiting) >= self.machine.queue:
+            return Answer(photo, due_s, sent_s, loop.time(), 429, retry_after_s=1)
+        result: asyncio.Future[Served] = loop.create_future()
+        self._waiting.append((loop.time(), result))
+        if self._computing is None:
+            self._computing = asyncio.create_task(self._compute())
+        image = await result
+        return Answer(photo, due_s, sent_s, loop.time(), 200, (image,))
+
+    async def compression(self, **change: str | int) -> dict[str, Any]:
+        """Turn the dial; the degree comes down five seconds after it was handed back."""
+        now = asyncio.get_running_loop().time()
+        if change:
+            self.machine.changes.append(change)
+            pinned = "r" in change
+            self.mode = "pinned" if pinned else str(change["mode"])
+            self.r = int(change["r"]) if pinned else self._busy_r
+            self._handed_back_s = math.inf if pinned else now
+        if self.mode != "pinned" and not self.machine.stays and now >= self._handed_back_s + 5:
+            self.r = 0
+        measured = self.machine.measured_per_s * now
+        levels = [
+            {
+                "r": r,
+                "measured": number < measured,
+                "relative_throughput": 1 / (1 - r / 32),
+                "expected_accuracy": None if r % 2 else 0.9 - r / 100,
+            }
+            for number, r in enumerate(self.machine.levels)
+        ]
+        highest = self.machine.levels[-1]
+        return {"mode": self.mode, "r": self.r, "min_r": 0, "max_r": highest, "levels": levels}
+
+    async def model(self) -> dict[str, Any]:
+        """Say what is served."""
+        names = ("name", "architecture", "digest", "method", "device", "dtype")
+        return {name: name for name in names} | {"prop_attn": True, "r_source": 0, "bank": None}
+
+    async def round_trip_s(self) -> float:
+        """Take two milliseconds."""
+        return 0.002
+
+    async def _compute(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch = self._waiting[: self.machine.max_batch]
+            del self._waiting[: self.machine.max_batch]
+            self._batches += 1
+            started_s, r = loop.time(), self.r
+            # A microsecond tells batches apart, as it does on a real server.
+            took_s = self.machine.batch_s(r, len(batch)) + 1e-6 * self._batches
+            await asyncio.sleep(took_s)
+            for joined_s, result in batch:
+                queue_ms = 1000 * (started_s - joined_s)
+                result.set_result(Served(r, len(batch), queue_ms, 1000 * took_s, 0, 0.9))
+        self._computing = None

@@ -1,0 +1,62 @@
+"""A latency profile from outside: it finds the numbers of a machine that is known."""
+
+import pytest
+
+from server.answered_batches import Batch
+from server.calibration import batch_measurements, calibrate, serving_overhead
+from server.served_process import MeasurementError
+from tests.server.fake_target import FakeTarget, Machine
+from tests.server.fakes import run_virtual
+
+
+def test_a_known_machine_is_found() -> None:
+    """Durations by degree and size, and the time outside of queue and batch."""
+    machine = Machine(image_s=0.03, max_batch=4, before_s=0.004)
+    profile = run_virtual(calibrate(FakeTarget(machine), 8))
+    sizes = {(m.r, m.batch) for m in profile.measurements}
+    assert {(0, 1), (0, 4), (16, 1), (16, 4)} <= sizes
+    assert len({r for r, _ in sizes}) == 6
+    for found in profile.measurements:
+        assert found.seconds == pytest.approx(machine.batch_s(found.r, found.batch), rel=0.15)
+    serving = profile.serving
+    assert serving is not None
+    assert serving.before_queue_s + serving.after_batch_s == pytest.approx(0.004, rel=0.05)
+    assert serving.after_batch_s == pytest.approx(0.001)
+    assert serving.interference_s == 0
+    assert profile.max_batch_size == 8
+    assert profile.degrees == tuple(range(17))
+    assert profile.work[16] == pytest.approx(0.5)
+    assert profile.expected_accuracy()[4] == pytest.approx(0.86)
+    assert 3 not in profile.expected_accuracy()
+
+
+def test_a_server_with_one_degree_is_measured_too() -> None:
+    """Without anything to dial there is still a latency per batch."""
+    profile = run_virtual(calibrate(FakeTarget(Machine(levels=(0,))), 8))
+    assert {m.r for m in profile.measurements} == {0}
+
+
+def test_a_server_that_is_gone_is_an_error() -> None:
+    """No profile is better than one of nothing."""
+    with pytest.raises(MeasurementError):
+        run_virtual(calibrate(FakeTarget(Machine(alive=False)), 8))
+
+
+def test_only_whole_batches_of_one_degree_count() -> None:
+    """Others may have been two batches, or had images of other clients."""
+
+    def batch(size: int, seen: int, *degrees: int) -> Batch:
+        return Batch(size, 0.1, 0.0, 0.0, seen, set(degrees))
+
+    whole = [batch(2, 2, 4)] * 3
+    others = [batch(3, 2, 4), batch(3, 4, 4), batch(3, 3, 4, 8), batch(3, 3, 8), batch(9, 9, 4)]
+    (found,) = batch_measurements(4, [*whole, *(3 * others)], 8)
+    assert (found.r, found.batch, found.runs, found.seconds) == (4, 2, 3, 0.1)
+    assert batch_measurements(4, whole[:2], 8) == []
+
+
+def test_overhead_is_never_negative() -> None:
+    """Clocks round; a request cannot take less than its queue and batch."""
+    serving = serving_overhead([-0.001, -0.002], [0.01])
+    assert (serving.before_queue_s, serving.after_batch_s) == (0, 0)
+    assert serving_overhead([0.003], []).before_queue_s == 0.003

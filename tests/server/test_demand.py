@@ -1,0 +1,121 @@
+"""The demand side: when who is done, who can be in time, and whom to give up."""
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.demand import clear_s, done_s, excess, feasible, finish_s, in_time
+from tests.server.fakes import believed
+from tests.server.situations import backlog, level, machines
+
+LEVELS = believed(lambda r, size: size / (100.0 + 6.25 * r), batch_size=4)
+"""100 images/s at r=0, 200 at r=16, in batches of four."""
+SLOW, FAST = LEVELS[0], LEVELS[16]
+
+
+def test_an_image_is_done_with_its_batch() -> None:
+    """Six images in batches of four: four done together, then two."""
+    assert finish_s(SLOW, 6) == pytest.approx([0.04] * 4 + [0.06] * 2)
+
+
+def test_a_prefix_need_not_wait_for_its_batch() -> None:
+    """The first of six could be done alone, the fifth after a full batch and itself."""
+    assert clear_s(SLOW, 6) == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05, 0.06])
+
+
+@given(machine=machines(), count=st.integers(0, 60))
+def test_both_reckonings_agree_with_batches_run_one_by_one(machine, count: int) -> None:
+    """Against a plain loop over batches."""
+    one = machine[0]
+    finish: list[float] = []
+    while len(finish) < count:
+        size = min(one.batch_size, count - len(finish))
+        finish += [(finish[-1] if finish else 0.0) + one.batch_s(size)] * size
+    assert finish_s(one, count) == pytest.approx(finish)
+    for index, seconds in enumerate(clear_s(one, count)):
+        full, rest = divmod(index + 1, one.batch_size)
+        alone = one.batch_s(rest) if rest else 0.0
+        assert seconds == pytest.approx(full * one.batch_s(one.batch_size) + alone)
+
+
+def test_limited_images_cost_what_their_own_degree_costs() -> None:
+    """An image that accepts no compression takes 10 ms where the others take 5."""
+    waiting = backlog([1.0] * 4, [None, 0, None, 8])
+    plain = done_s(FAST, LEVELS, backlog([1.0] * 4))
+    at_eight = 1 / LEVELS[8].images_per_s - 1 / FAST.images_per_s
+    extra = [0.0, 0.005, 0.005, 0.005 + at_eight]
+    assert done_s(FAST, LEVELS, waiting) - plain == pytest.approx(extra)
+
+
+@pytest.mark.parametrize(
+    ("slack_s", "timely", "possible"),
+    [
+        ([0.05] * 4, True, True),
+        ([0.04] * 4, True, True),
+        ([0.015, 0.05, 0.05, 0.05], False, True),  # the first could go ahead in a batch of one
+        ([0.05, 0.05, 0.05, 0.039], False, False),
+    ],
+)
+def test_in_time_asks_for_efficient_batches(slack_s: list[float], timely, possible) -> None:
+    """Feasible is what some batches could do; in time is what efficient ones do."""
+    waiting = backlog(slack_s)
+    assert in_time(SLOW, LEVELS, waiting) == timely
+    assert feasible(SLOW, LEVELS, waiting) == possible
+
+
+def test_margin_and_doubt_move_the_line() -> None:
+    """A margin asks for more room, doubt for less."""
+    waiting = backlog([0.04] * 4)
+    assert not in_time(SLOW, LEVELS, waiting, margin_s=0.001)
+    assert not feasible(SLOW, LEVELS, backlog([0.038] * 4))
+    assert feasible(SLOW, LEVELS, backlog([0.038] * 4), doubt=0.1)
+
+
+def _fewest(slack_s: Sequence[float], costs: Sequence[float]) -> int:
+    """Return how few must be given up, by trying all subsets."""
+    count = len(slack_s)
+    for size in range(count, -1, -1):
+        for kept in itertools.combinations(range(count), size):
+            time_s = 0.0
+            for index in kept:
+                time_s += costs[index]
+                if time_s > slack_s[index] + 1e-12:
+                    break
+            else:
+                return count - size
+    raise AssertionError("nobody at all is feasible")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    slack_s=st.lists(st.floats(0.001, 0.08), max_size=8).map(sorted),
+    limited=st.lists(st.booleans(), min_size=8, max_size=8),
+)
+def test_no_fewer_can_be_given_up(slack_s: list[float], limited: list[bool]) -> None:
+    """With one priority and due times in order it is Moore and Hodgson's optimum."""
+    one = believed(lambda r, size: size / (100.0 if r == 0 else 200.0), (0, 16), batch_size=1)
+    limits = [0 if is_limited else None for is_limited, _ in zip(limited, slack_s, strict=False)]
+    waiting = backlog(slack_s, limits)
+    gone = excess(waiting, one[1], one, [1] * len(slack_s))
+    costs = [0.01 if limit == 0 else 0.005 for limit in limits]
+    assert len(gone) == _fewest(slack_s, costs)
+    time_s = 0.0
+    for index in sorted(set(range(len(slack_s))) - set(gone)):
+        time_s += costs[index]
+        assert time_s <= slack_s[index] + 1e-9
+
+
+def test_nobody_of_higher_priority_goes_for_a_lower_one() -> None:
+    """A costly image of high priority stays, the low one behind it goes."""
+    waiting = backlog([0.01, 0.012], [0, None])
+    assert excess(waiting, FAST, LEVELS, [0, 2]) == [1]
+    assert excess(waiting, FAST, LEVELS, [1, 1]) == [0]
+
+
+def test_a_single_level_has_nothing_below() -> None:
+    """Limits below the only level change nothing that could be reckoned."""
+    one = level(5, 100.0)
+    assert done_s(one, (one,), backlog([1.0], [2])) == pytest.approx(finish_s(one, 1))
