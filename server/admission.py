@@ -52,6 +52,7 @@ class Reservation:
     def __init__(self, queue: "AdmissionQueue", places: int, received_at: float) -> None:
         self._queue = queue
         self._places = places
+        self._companions = places - 1
         self._received_at = received_at
 
     @property
@@ -64,7 +65,7 @@ class Reservation:
         if self._places == 0:
             raise RuntimeError("no place is left: reserve as many as are submitted")
         self._places -= 1
-        return self._queue._admit(submission, self._received_at)
+        return self._queue._admit(submission, self._received_at, self._companions)
 
     def release(self) -> None:
         """Give back all places that are left; harmless when done twice."""
@@ -208,8 +209,10 @@ class AdmissionQueue:
         for _ in range(places):
             notify(self._on_request, RequestStats(outcome, None, 0.0, 0.0, 0.0, 0.0))
 
-    def _admit(self, submission: Submission, received_at: float) -> asyncio.Future[ItemResult]:
-        entry = self.entries.open(submission, received_at)
+    def _admit(
+        self, submission: Submission, received_at: float, companions: int
+    ) -> asyncio.Future[ItemResult]:
+        entry = self.entries.open(submission, received_at, companions)
         self._scheduler.admit(entry)
         self._give_back(1)
         if self._closed:

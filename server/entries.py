@@ -97,8 +97,14 @@ class OpenEntries:
         """Return how many images are still owed an answer."""
         return len(self._open)
 
-    def open(self, submission: Submission, received_at: float) -> Entry:
-        """Admit an image whose request was complete at `received_at`; it is owed an answer now."""
+    def open(self, submission: Submission, received_at: float, companions: int = 0) -> Entry:
+        """Admit an image: from now on it is owed an answer.
+
+        Args:
+            submission: the image and what its request wants.
+            received_at: when its request was complete.
+            companions: how many other images the request has.
+        """
         loop = asyncio.get_running_loop()
         now = self._clock()
         entry = Entry(
@@ -110,6 +116,7 @@ class OpenEntries:
             payload=submission.payload,
             future=loop.create_future(),
             received_at=received_at,
+            companions=companions,
             first_byte_at=received_at if submission.received_at is None else submission.received_at,
             decode_s=submission.decode_s,
         )

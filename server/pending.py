@@ -18,6 +18,8 @@ class PendingRequest:
         max_r: the highest degree it accepts; None accepts any.
         priority: 0 high, 1 normal, 2 low.
         payload: what the model gets.
+        companions: how many other images came with the same request; the SLO is for one image,
+            and these get the time that they take on top of it.
         due: when it should be answered; the scheduler sets it. Infinite where no degree could
             ever keep the SLO.
     """
@@ -29,6 +31,7 @@ class PendingRequest:
     max_r: int | None = None
     priority: int = 1
     payload: Any = None
+    companions: int = 0
     due: float = math.inf
 
 

@@ -4,9 +4,10 @@ All of the queue's state and rules are here, synchronous and without a clock of 
 arguments. The batcher drives it on the event loop, the simulator under a simulated clock.
 
 **Order.** Earliest due first within a priority. A request is due at its deadline, or one SLO after
-it has come in. Each lower priority counts as `priority_step_s` later, and no due time further away
-than `PATIENCE_S` counts, so nobody starves. The order of two requests never changes, which is why
-the queue can be kept sorted.
+it has come in; several images of one request get the time that they take on top. Each lower
+priority counts as `priority_step_s` later, and no due time further away than `PATIENCE_S` counts,
+so nobody starves. The order of two requests never changes, which is why the queue can be kept
+sorted.
 
 **Degree.** The controller's decision, or the fastest one that the request's own `max_r` allows. The
 batch takes the degree of the first in order and, in order, those with the same degree, up to the
@@ -147,10 +148,10 @@ class Scheduler(Generic[RequestT]):
         if taken + places > self._queue_size:
             return Refusal("full", self.drain_s(now))
         received_at = now if received_at is None else received_at
-        due = self._due(received_at, deadline, max_r)
+        due = self._due(received_at, deadline, max_r, places - 1)
         left_s = due - now
-        alone_s = self._reach().alone_one_s(max_r)
-        if deadline is not None and alone_s * (1 - DOUBT) > left_s:
+        itself_s = max(self._reach().alone_one_s(max_r), self._reach().clear_s(places))
+        if deadline is not None and itself_s * (1 - DOUBT) > left_s:
             return Refusal("hopeless", 0.0)
         if not self._shed_late:
             return None
@@ -164,7 +165,9 @@ class Scheduler(Generic[RequestT]):
 
     def admit(self, request: RequestT) -> None:
         """Let a request join the queue, in a place that was held."""
-        request.due = self._due(request.received_at, request.deadline, request.max_r)
+        request.due = self._due(
+            request.received_at, request.deadline, request.max_r, request.companions
+        )
         self._queue.add(request, self._key_of(request), request.due, request.max_r)
 
     def withdraw(self, request: RequestT) -> bool:
@@ -303,11 +306,14 @@ class Scheduler(Generic[RequestT]):
 
     # Reckoning.
 
-    def _due(self, received_at: float, deadline: float | None, max_r: int | None) -> float:
+    def _due(
+        self, received_at: float, deadline: float | None, max_r: int | None, companions: int
+    ) -> float:
         if deadline is not None:
             return deadline
-        keeps_slo = self._reach().alone_one_s(max_r) <= self._slo_s
-        return received_at + self._slo_s if keeps_slo else math.inf
+        if self._reach().alone_one_s(max_r) > self._slo_s:
+            return math.inf
+        return received_at + self._slo_s + self._reach().clear_s(companions)
 
     def _key_of(self, request: RequestT) -> float:
         return self._key(request.received_at, request.due, request.priority)
