@@ -7,7 +7,7 @@ work comes in batches: an image is done when its batch is done. Policies ask whi
 demand, the scheduler asks what can be met at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -53,17 +53,16 @@ def extra_s(
     Returns:
         `(n,)` seconds, in order of service; None if no image has such a limit.
     """
-    limited = backlog.max_r < level.r
-    if not limited.any():
+    if int(backlog.max_r.min(initial=level.r)) >= level.r:
         return None
     below = [other for other in levels if other.r < level.r]
     if not below:
         return None
-    degrees = np.array([other.r for other in below])
-    costs = np.array([max(0.0, 1 / o.images_per_s - 1 / level.images_per_s) for o in below])
-    at = np.searchsorted(degrees, backlog.max_r[limited], side="right") - 1
-    extra = np.zeros(len(backlog))
-    extra[limited] = costs[np.maximum(at, 0)]
+    by_limit = np.zeros(level.r + 1)
+    own_s = 1 / level.images_per_s
+    for index, other in enumerate(below):
+        by_limit[other.r if index else 0 : level.r] = max(0.0, 1 / other.images_per_s - own_s)
+    extra: FloatArray = by_limit[np.minimum(backlog.max_r, level.r)]
     return extra
 
 
@@ -113,20 +112,28 @@ def in_time(
     backlog: Backlog,
     margin_s: float = 0.0,
 ) -> bool:
-    """Whether every waiting image is done `margin_s` before it is due, at this level."""
+    """Whether every waiting image is done `margin_s` before it is due, at this level.
+
+    The same as `done_s` against `slack_s`, but compared once per batch: the least slack in it with
+    its end.
+    """
     count = len(backlog)
     if count == 0:
         return True
-    if count <= level.batch_size and not (backlog.max_r < level.r).any():
-        return level.batch_seconds[count - 1] + margin_s <= float(backlog.slack_s.min())
-    return bool((done_s(level, levels, backlog) + margin_s <= backlog.slack_s).all())
+    starts = np.arange(0, count, level.batch_size)
+    ends_s = (np.arange(len(starts)) + 1.0) * level.batch_seconds[level.batch_size - 1]
+    if rest := count % level.batch_size:
+        ends_s[-1] += level.batch_seconds[rest - 1] - level.batch_seconds[level.batch_size - 1]
+    extra = extra_s(level, levels, backlog)
+    slack_s = backlog.slack_s if extra is None else backlog.slack_s - np.cumsum(extra)
+    return bool((ends_s + margin_s <= np.minimum.reduceat(slack_s, starts)).all())
 
 
 def excess(
     backlog: Backlog,
     level: OperatingPoint,
     levels: tuple[OperatingPoint, ...],
-    priorities: Sequence[int],
+    priority_of: Callable[[int], int],
     *,
     doubt: float = 0.0,
 ) -> list[int]:
@@ -141,26 +148,36 @@ def excess(
         backlog: who waits, in order of service.
         level: the degree at which all that accept it would be served.
         levels: those up to it.
-        priorities: of each; 0 is the highest.
+        priority_of: the priority of the image at a position; 0 is the highest.
         doubt: share by which the durations may be believed too long.
 
     Returns:
         Positions, rising.
     """
-    finish = clear_s(level, len(backlog)).tolist()
+    slack = backlog.slack_s / (1 - doubt)
+    finish = clear_s(level, len(backlog))
     costs = extra_s(level, levels, backlog)
-    extra = [0.0] * len(backlog) if costs is None else costs.tolist()
-    surplus, kept, dear, gone = 0.0, 0, [], []
-    for index, slack_s in enumerate(backlog.slack_s.tolist()):
-        surplus += extra[index]
+    extra = np.zeros(len(backlog)) if costs is None else costs
+    late = np.flatnonzero(finish + np.cumsum(extra) > slack)
+    if not len(late):
+        return []
+    first = int(late[0])  # all before it are in time together
+    if costs is None and finish[first] > slack[first:].max():
+        return list(range(first, len(slack)))  # there is room for none of the rest
+    surplus, kept = float(extra[:first].sum()), first
+    dear = np.flatnonzero(extra[:first]).tolist()
+    ends, slacks, extras = finish.tolist(), slack.tolist(), extra.tolist()
+    gone: list[int] = []
+    for index in range(first, len(slacks)):
+        surplus += extras[index]
         kept += 1
-        if extra[index]:
+        if extras[index]:
             dear.append(index)
-        while (finish[kept - 1] + surplus) * (1 - doubt) > slack_s:
+        while ends[kept - 1] + surplus > slacks[index]:
             given_up = index
-            if dear and priorities[dear[-1]] >= priorities[index]:
+            if dear and priority_of(dear[-1]) >= priority_of(index):
                 given_up = dear.pop()
-            surplus -= extra[given_up]
+            surplus -= extras[given_up]
             kept -= 1
             gone.append(given_up)
             if given_up == index:

@@ -21,7 +21,7 @@ load settle.
 
 from collections import deque
 
-from server.demand import done_s, in_time
+from server.demand import in_time
 from server.policy import Decision, nearest
 from server.stats import LoadSnapshot
 from tocom_core.operating_point import OperatingPoint
@@ -117,4 +117,9 @@ def _quickest(load: LoadSnapshot, levels: Levels) -> OperatingPoint:
     """Return the level at which the queue is done first; without a queue the fastest."""
     if not load.queue_length:
         return max(levels, key=lambda level: level.images_per_s)
-    return min(levels, key=lambda level: float(done_s(level, levels, load.backlog)[-1]))
+
+    def cleared_s(level: OperatingPoint) -> float:
+        full, rest = divmod(load.queue_length, level.batch_size)
+        return full * level.batch_s(level.batch_size) + (level.batch_s(rest) if rest else 0.0)
+
+    return min(levels, key=cleared_s)

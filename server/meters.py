@@ -1,6 +1,7 @@
 """How much comes in and how long it takes: what the scheduler measures of the load."""
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 
 from server.stats import Backlog, BatchStats, LoadSnapshot
@@ -38,20 +39,27 @@ class RecentLatency:
 
     def __init__(self, window_s: float = LATENCY_WINDOW_S) -> None:
         self._window_s = window_s
-        self._samples: deque[tuple[float, float]] = deque(maxlen=LATENCY_SAMPLES)
+        self._samples: deque[tuple[float, float]] = deque()
+        self._sorted: list[float] = []
 
     def add(self, latency_s: float, now: float) -> None:
         """Note one answer."""
+        if len(self._samples) == LATENCY_SAMPLES:
+            self._forget_oldest()
         self._samples.append((now, latency_s))
+        insort(self._sorted, latency_s)
 
     def quantile(self, share: float, now: float) -> float | None:
         """Return the latency that `share` of the answers kept to; None without answers."""
         while self._samples and self._samples[0][0] < now - self._window_s:
-            self._samples.popleft()
-        if not self._samples:
+            self._forget_oldest()
+        if not self._sorted:
             return None
-        latencies = sorted(latency for _, latency in self._samples)
-        return latencies[math.ceil(share * len(latencies)) - 1]
+        return self._sorted[math.ceil(share * len(self._sorted)) - 1]
+
+    def _forget_oldest(self) -> None:
+        _, latency_s = self._samples.popleft()
+        del self._sorted[bisect_left(self._sorted, latency_s)]
 
 
 class LoadMeter:

@@ -54,6 +54,9 @@ class StaticPolicy:
 
 def nearest(r: int, levels: Sequence[OperatingPoint]) -> int:
     """Return the degree of `levels` closest to `r`, the lower one of two."""
+    for level in levels:
+        if level.r == r:
+            return r
     return min((level.r for level in levels), key=lambda degree: (abs(degree - r), degree))
 
 

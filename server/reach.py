@@ -22,6 +22,7 @@ class Reach:
 
     Attributes:
         fastest: the reachable level with the highest throughput.
+        longest_alone_s: how long one request takes by itself, whatever it accepts.
         below: all levels up to it; a request's limit may lie under every reachable one.
     """
 
@@ -35,6 +36,7 @@ class Reach:
         self._alone = np.empty(self._top + 1)
         self._fill_in(tuple(one for one in levels if one.pays or one is levels[0]), 0)
         self._fill_in(reachable, reachable[0].r)
+        self.longest_alone_s = float(self._alone.max())
 
     def current(self, levels: Levels, reachable: Levels) -> bool:
         """Whether this was made from the same levels."""

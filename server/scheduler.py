@@ -28,7 +28,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from server.demand import excess, feasible
+from server.demand import excess, in_time
 from server.due_queue import DueQueue
 from server.meters import LoadMeter
 from server.pending import PendingRequest, Refusal, Selection
@@ -236,8 +236,10 @@ class Scheduler(Generic[RequestT]):
         """Take out whose time is over, or would be even if it were served alone and at once."""
         if not len(self._queue):
             return []
-        slack_s = self._queue.dues - now
-        hopeless = slack_s < self._reach().alone_s(self._queue.limits) * (1 - DOUBT)
+        slack_s, reach = self._queue.dues - now, self._reach()
+        if float(slack_s.min()) >= reach.longest_alone_s:
+            return []
+        hopeless = slack_s < reach.alone_s(self._queue.limits) * (1 - DOUBT)
         hopeless |= slack_s <= 0
         if not hopeless.any():
             return []
@@ -250,12 +252,13 @@ class Scheduler(Generic[RequestT]):
         """Take out who would miss although the fastest level serves nothing but this queue."""
         reach = self._reach()
         backlog = Backlog(self._queue.dues - now, self._queue.limits)
-        if feasible(reach.fastest, reach.below, backlog, DOUBT):
-            return []
-        priorities = [request.priority for request in self._queue]
-        return self._queue.take(
-            excess(backlog, reach.fastest, reach.below, priorities, doubt=DOUBT)
+        if in_time(reach.fastest, reach.below, backlog):
+            return []  # as almost always; quicker to tell than what `excess` asks
+        items = self._queue.items
+        gone = excess(
+            backlog, reach.fastest, reach.below, lambda index: items[index].priority, doubt=DOUBT
         )
+        return self._queue.take(gone)
 
     # The batch.
 

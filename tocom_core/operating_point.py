@@ -4,7 +4,7 @@ The method measures or estimates it, the server's controller chooses by it; neit
 the other's imports for that.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,9 @@ class OperatingPoint:
         expected_accuracy: top-1 (or agreement with `r_source`) as a fraction from 0 to 1; None
             where nothing is known.
         measured: whether this degree was run on this device; else it is derived from others.
-        pays: whether it is faster than every lower degree at some batch size. A degree that does
-            not pay is never chosen by itself.
+        pays: whether it is faster than every lower degree with its efficient batch. A degree that
+            does not pay is never chosen by itself.
+        images_per_s: throughput with efficient batches.
     """
 
     r: int
@@ -32,11 +33,12 @@ class OperatingPoint:
     expected_accuracy: float | None = None
     measured: bool = False
     pays: bool = True
+    images_per_s: float = field(init=False)
 
-    @property
-    def images_per_s(self) -> float:
-        """Throughput with efficient batches."""
-        return self.batch_size / self.batch_seconds[self.batch_size - 1]
+    def __post_init__(self) -> None:
+        """Work out the throughput once; decisions ask for it all the time."""
+        images_per_s = self.batch_size / self.batch_seconds[self.batch_size - 1]
+        object.__setattr__(self, "images_per_s", images_per_s)
 
     def batch_s(self, size: int) -> float:
         """Return the duration in seconds of a batch of `size` images, at least 1.

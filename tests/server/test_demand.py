@@ -99,7 +99,7 @@ def test_no_fewer_can_be_given_up(slack_s: list[float], limited: list[bool]) -> 
     one = believed(lambda r, size: size / (100.0 if r == 0 else 200.0), (0, 16), batch_size=1)
     limits = [0 if is_limited else None for is_limited, _ in zip(limited, slack_s, strict=False)]
     waiting = backlog(slack_s, limits)
-    gone = excess(waiting, one[1], one, [1] * len(slack_s))
+    gone = excess(waiting, one[1], one, lambda index: 1)
     costs = [0.01 if limit == 0 else 0.005 for limit in limits]
     assert len(gone) == _fewest(slack_s, costs)
     time_s = 0.0
@@ -111,8 +111,8 @@ def test_no_fewer_can_be_given_up(slack_s: list[float], limited: list[bool]) -> 
 def test_nobody_of_higher_priority_goes_for_a_lower_one() -> None:
     """A costly image of high priority stays, the low one behind it goes."""
     waiting = backlog([0.01, 0.012], [0, None])
-    assert excess(waiting, FAST, LEVELS, [0, 2]) == [1]
-    assert excess(waiting, FAST, LEVELS, [1, 1]) == [0]
+    assert excess(waiting, FAST, LEVELS, [0, 2].__getitem__) == [1]
+    assert excess(waiting, FAST, LEVELS, [1, 1].__getitem__) == [0]
 
 
 def test_a_single_level_has_nothing_below() -> None:
