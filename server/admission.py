@@ -49,10 +49,13 @@ class Reservation:
     A context manager: places that were not used when it ends are given back.
     """
 
-    def __init__(self, queue: "AdmissionQueue", places: int, received_at: float) -> None:
+    def __init__(
+        self, queue: "AdmissionQueue", places: int, priority: int, received_at: float
+    ) -> None:
         self._queue = queue
         self._places = places
         self._companions = places - 1
+        self._priority = priority
         self._received_at = received_at
 
     @property
@@ -65,12 +68,12 @@ class Reservation:
         if self._places == 0:
             raise RuntimeError("no place is left: reserve as many as are submitted")
         self._places -= 1
-        return self._queue._admit(submission, self._received_at, self._companions)
+        return self._queue._admit(submission, self._priority, self._received_at, self._companions)
 
     def release(self) -> None:
         """Give back all places that are left; harmless when done twice."""
         places, self._places = self._places, 0
-        self._queue._give_back(places)
+        self._queue._give_back(places, self._priority)
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +153,8 @@ class AdmissionQueue:
             )
         now = self._clock()
         self._scheduler.note_arrival(now, places)
+        for entry in self._scheduler.make_room(places, terms.priority):
+            self.entries.shed(entry, self._scheduler.drain_s(now))
         refusal = self._scheduler.refusal(
             now,
             places,
@@ -160,8 +165,8 @@ class AdmissionQueue:
         if refusal is not None:
             self._refuse("expired" if refusal.why == "hopeless" else "shed", places)
             raise self._explain(refusal, places)
-        self._give_back(-places)
-        return Reservation(self, places, now)
+        self._give_back(-places, terms.priority)
+        return Reservation(self, places, terms.priority, now)
 
     def start(self, batch: Iterable[Entry]) -> list[Entry]:
         """Note that these entries go into a batch; those whose client has gone do not."""
@@ -198,10 +203,9 @@ class AdmissionQueue:
                 f"would not be answered in time; {again}",
                 retry_after_s=wait_s,
             )
-        taken = len(self._scheduler) + self._scheduler.held
         return QueueFull(
-            f"The queue holds {taken} of {self._size} images and cannot take {places} more; "
-            f"{again}",
+            f"The queue holds {self._scheduler.taken} of {self._size} images and cannot take "
+            f"{places} more; {again}",
             retry_after_s=wait_s,
         )
 
@@ -210,18 +214,18 @@ class AdmissionQueue:
             notify(self._on_request, RequestStats(outcome, None, 0.0, 0.0, 0.0, 0.0))
 
     def _admit(
-        self, submission: Submission, received_at: float, companions: int
+        self, submission: Submission, priority: int, received_at: float, companions: int
     ) -> asyncio.Future[ItemResult]:
         entry = self.entries.open(submission, received_at, companions)
         self._scheduler.admit(entry)
-        self._give_back(1)
+        self._give_back(1, priority)
         if self._closed:
             self.entries.close(entry)
         self._on_admit()
         return entry.future
 
-    def _give_back(self, places: int) -> None:
-        self._scheduler.hold(-places)
+    def _give_back(self, places: int, priority: int) -> None:
+        self._scheduler.hold(-places, priority)
         self._update_quiet()
 
     def _forget(self, entry: Entry) -> None:

@@ -7,6 +7,7 @@ not for each decision.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from server.errors import BadParameter
 from server.operating_table import OperatingTable
@@ -56,6 +57,7 @@ class Bounds:
         self._points: tuple[OperatingPoint, ...] = ()
         self._allowed: tuple[OperatingPoint, ...] = ()
         self._offered: tuple[OperatingPoint, ...] = ()
+        self._keeping: tuple[OperatingPoint, ...] = ()
         self._floor_holds = True
         lowest, highest = table.degrees[0], table.degrees[-1]
         high = highest if max_r is None else max_r
@@ -103,6 +105,14 @@ class Bounds:
         self._refresh()
         return self._offered
 
+    def keeping(self) -> tuple[OperatingPoint, ...]:
+        """Return the degrees that keep the accuracy floor, within the bounds or not, at least one.
+
+        A request that accepts less compression than the bounds ask for is served at one of these.
+        """
+        self._refresh()
+        return self._keeping
+
     def objection(self, r: int) -> str:
         """Return why `r` is not offered: the slug `bounds`, `accuracy-floor` or `slow`."""
         if not self.low <= r <= self.high:
@@ -118,11 +128,19 @@ class Bounds:
         accurate = tuple(filter(self._accurate, between))
         self._allowed = accurate or (max(between, key=_accuracy),)
         self._warn_once(bool(accurate))
-        paying = tuple(p for p in self._allowed if p.pays or p.r == self._r_source)
+        paying = tuple(
+            replace(point, pays=True) for point in self._allowed if self._is_worth_it(point)
+        )
         if not paying:
             rest = nearest(self._r_source, self._allowed)
             paying = tuple(p for p in self._allowed if p.r == rest)
         self._offered = paying
+        kept = tuple(p for p in points if self._accurate(p) and self._is_worth_it(p))
+        self._keeping = kept or (max(points, key=_accuracy),)
+
+    def _is_worth_it(self, point: OperatingPoint) -> bool:
+        """Whether it is faster than lower degrees, or trades nothing away."""
+        return point.pays or point.r == self._r_source
 
     def _between(self, low: int, high: int) -> tuple[OperatingPoint, ...]:
         return tuple(point for point in self._table.points() if low <= point.r <= high)

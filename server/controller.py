@@ -124,6 +124,10 @@ class Controller:
             return self._offered()
         return tuple(level for level in self.table.points() if level.r == self._r)
 
+    def keeping(self) -> tuple[OperatingPoint, ...]:
+        """Return the degrees for requests that accept less than any of `levels()`."""
+        return self._bounds.keeping()
+
     def pin(self, r: int, ttl_s: float | None = None) -> None:
         """Hold the degree at `r`, for `ttl_s` seconds or until `auto`.
 

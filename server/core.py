@@ -29,6 +29,8 @@ from server.stored_profile import StoredProfile
 
 IDLE_SHARE_OF_SLO = 0.25
 """A request may come in the middle of a step of idle work: so long it may wait for it."""
+DELAY_SHARE_OF_SLO = 0.1
+"""An idle engine waits no longer than this for a fuller batch, whatever the setting."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def build_core(
         engine.r_source,
         share=settings.live_share,
         random=random.Random(),
+        fits=lambda: table.batch_s(engine.r_source, 1) <= IDLE_SHARE_OF_SLO * settings.slo_s,
         on_comparison=[agreement.add, metrics.observe_comparison]
         + ([] if live is None else [lambda _: live.refresh()]),
     )
@@ -112,7 +115,7 @@ def build_core(
         scheduler,
         clock,
         max_batch_size=settings.max_batch_size,
-        max_queue_delay_s=settings.max_queue_delay_s,
+        max_queue_delay_s=min(settings.max_queue_delay_s, DELAY_SHARE_OF_SLO * settings.slo_s),
         queue_size=settings.queue_size,
         on_batch=[controller.observe_batch, metrics.observe_batch],
         on_request=[metrics.observe_image],

@@ -47,7 +47,7 @@ class DemandPolicy:
     MARGIN = 0.2
     """Share of the SLO that is kept back for the way out and for what comes between."""
 
-    def __init__(self, *, dwell_s: float = 1.0) -> None:
+    def __init__(self, *, dwell_s: float = 0.5) -> None:
         if not dwell_s >= 0:
             raise ValueError(f"dwell_s={dwell_s} must not be negative")
         self._dwell_s = dwell_s

@@ -54,7 +54,8 @@ class GridMeasurement:
         max_batch_size: the largest batch that is served.
         budget_s: longest time that one step may be expected to take.
         known: measurements of an earlier run of this server on this device.
-        on_complete: called once, when all cells have been measured.
+        on_complete: called when all cells that fit the budget have been measured, and again when
+            beliefs have changed and more of them did.
         recheck_every_s: how often a cell is measured again after that.
     """
 
@@ -76,6 +77,7 @@ class GridMeasurement:
         self._clock = clock
         self._budget_s = budget_s
         self._on_complete = on_complete
+        self._told_of = 0
         self._recheck_every_s = recheck_every_s
         sizes = batch_sizes(max_batch_size)
         telling = list(islice(degrees, MOST_DEGREES))
@@ -136,12 +138,12 @@ class GridMeasurement:
         return (cell for cell in self._cells if not self._is_measured(cell) and self._fits(cell))
 
     def _complete(self) -> None:
-        """Say once that all is measured; a listener that fails must not stop the work."""
-        tell, self._on_complete = self._on_complete, None
-        if tell is None:
+        """Say that all is measured that fits, and again if more does."""
+        if self._on_complete is None or self.measured <= self._told_of:
             return
+        self._told_of = self.measured
         try:
-            tell()
+            self._on_complete()
         except Exception:
             logger.exception("what was to be done with the measurements failed")
 
@@ -156,9 +158,13 @@ class GridMeasurement:
 
     def _cell_to_check(self) -> Cell | None:
         """The next one, in turn, of those that are measured."""
-        measured = [cell for cell in self._cells if self._is_measured(cell) and self._fits(cell)]
-        if not measured:
+        known = [cell for cell in self._cells if self._is_measured(cell)]
+        if not known:
             return None
+        # Where nothing fits, beliefs may just be too high: the shortest one is tried all the same.
+        measured = list(filter(self._fits, known)) or [
+            min(known, key=lambda cell: self._table.batch_s(*cell))
+        ]
         self._checks += 1
         return measured[(self._checks - 1) % len(measured)]
 

@@ -73,6 +73,7 @@ class LoadMeter:
         self._late = 0
         self._in_flight = 0
         self._busy_until = 0.0
+        self._last_batch_at = 0.0
         self._switch_s = 0.0
         self._last_r: int | None = None
 
@@ -96,6 +97,7 @@ class LoadMeter:
         self._busy_until = 0.0
         if stats is None:
             return
+        self._last_batch_at = stats.started_at + stats.merge_s + stats.compute_s
         if self._last_r is not None and stats.r != self._last_r:
             weight = SWITCH_WEIGHT if self._switch_s else 1.0
             self._switch_s += weight * (stats.merge_s - self._switch_s)
@@ -106,6 +108,15 @@ class LoadMeter:
         self._answered += 1
         self._late += late
         self._latency.add(latency_s, now)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is running."""
+        return self._in_flight > 0
+
+    def idle_s(self, now: float) -> float:
+        """Return how long ago the last batch ended: so long the beliefs have not been tested."""
+        return now - self._last_batch_at
 
     def residual_s(self, now: float) -> float:
         """Return how much longer the running batch should take; 0 without one."""

@@ -19,6 +19,8 @@ class Reach:
     Args:
         levels: all levels of the model, ascending.
         reachable: those that may be chosen now: within bounds, or the pinned one.
+        keeping: those that keep the accuracy floor, for requests that accept less than any
+            reachable one.
 
     Attributes:
         fastest: the reachable level with the highest throughput.
@@ -26,21 +28,23 @@ class Reach:
         below: all levels up to it; a request's limit may lie under every reachable one.
     """
 
-    def __init__(self, levels: Levels, reachable: Levels) -> None:
+    def __init__(self, levels: Levels, reachable: Levels, keeping: Levels) -> None:
         self.levels = levels
         self.reachable = reachable
+        self.keeping = keeping
         self.fastest = max(reachable, key=lambda level: (level.images_per_s, -level.r))
         self.below = tuple(level for level in levels if level.r <= self.fastest.r)
         self._top = levels[-1].r
         self._degrees = np.empty(self._top + 1, np.int64)
         self._alone = np.empty(self._top + 1)
-        self._fill_in(tuple(one for one in levels if one.pays or one is levels[0]), 0)
+        self._fill_in(keeping, 0)
         self._fill_in(reachable, reachable[0].r)
+        self._best_s = np.min([level.batch_seconds for level in reachable], axis=0)
         self.longest_alone_s = float(self._alone.max())
 
-    def current(self, levels: Levels, reachable: Levels) -> bool:
+    def current(self, levels: Levels, reachable: Levels, keeping: Levels) -> bool:
         """Whether this was made from the same levels."""
-        return self.levels == levels and self.reachable == reachable
+        return (self.levels, self.reachable, self.keeping) == (levels, reachable, keeping)
 
     def alone_s(self, limits: IntArray) -> FloatArray:
         """Return how long each request takes by itself, at the quickest level it accepts."""
@@ -61,16 +65,30 @@ class Reach:
         """Return what is known of `r`; between two levels the lower one."""
         return next((level for level in reversed(self.levels) if level.r <= r), self.levels[0])
 
-    def clear_s(self, count: int) -> float:
-        """Return the seconds that so many images take at the fastest level."""
-        full, rest = divmod(count, self.fastest.batch_size)
-        full_s = full * self.fastest.batch_s(self.fastest.batch_size)
-        return full_s + (self.fastest.batch_s(rest) if rest else 0.0)
+    def clear_s(self, count: int, max_r: int | None = None) -> float:
+        """Return the seconds that so many images take at the best, with this limit."""
+        if not count:
+            return 0.0
+        level = self.fastest
+        if max_r is not None and max_r < level.r:
+            level = self.level(int(self._degrees[max_r]))
+        elif count <= len(self._best_s):
+            return float(self._best_s[count - 1])
+        full, rest = divmod(count, level.batch_size)
+        full_s = full * level.batch_s(level.batch_size)
+        return full_s + (level.batch_s(rest) if rest else 0.0)
+
+    def quick(self, count: int) -> Levels:
+        """Return the level at which so few images are done first, if it is not the fastest one."""
+        if count > self.fastest.batch_size:
+            return ()
+        best = min(self.reachable, key=lambda level: level.batch_s(count))
+        return () if best is self.fastest else (best,)
 
     def _fill_in(self, levels: Levels, start: int) -> None:
         """Note the best of these levels for every limit from `start` on.
 
-        Limits below the first reachable level keep what is noted of all levels that pay.
+        Limits below the first reachable level keep what is noted of those that keep the floor.
         """
         best, alone_s = levels[0], levels[0].batch_s(1)
         for level in levels:

@@ -43,6 +43,10 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0
 MIN_PRIORITY_STEP_S = 1.0
+LAST_CALL_S = 1.0
+"""So long before its deadline a patient request stands before all others."""
+PROBE_AFTER_S = 1.0
+"""When no batch has run for so long, one request that is believed to be hopeless is tried."""
 DOUBT = 0.05
 """A request is given up only if it would be late by this share of what is left to be done."""
 MARGIN = 0.04
@@ -81,6 +85,10 @@ class Dial(Protocol):
         """Return the levels that a decision may choose now; a pin leaves one."""
         ...
 
+    def keeping(self) -> Levels:
+        """Return the levels that keep the accuracy floor, whatever the bounds."""
+        ...
+
 
 class Scheduler(Generic[RequestT]):
     """The queue, and the choice of the next batch.
@@ -109,7 +117,7 @@ class Scheduler(Generic[RequestT]):
         self._shed_late = shed_late
         self._priority_step_s = max(MIN_PRIORITY_STEP_S, 2 * slo_s)
         self._queue: DueQueue[RequestT] = DueQueue()
-        self._held = 0
+        self._held = [0, 0, 0]
         self._reached: Reach | None = None
         self._meter = LoadMeter()
         self._decision = Decision(dial.levels()[0].r, "start")
@@ -121,7 +129,12 @@ class Scheduler(Generic[RequestT]):
     @property
     def held(self) -> int:
         """Places that are held for images being decoded."""
-        return self._held
+        return sum(self._held)
+
+    @property
+    def taken(self) -> int:
+        """Places that are held or in which somebody waits."""
+        return self.held + len(self._queue)
 
     def waiting(self) -> tuple[RequestT, ...]:
         """Return who waits, in order of service."""
@@ -144,30 +157,48 @@ class Scheduler(Generic[RequestT]):
         received_at: float | None = None,
     ) -> Refusal | None:
         """Say whether so many images of one request are refused, and why; None: welcome."""
-        taken = self._held + len(self._queue)
-        if taken + places > self._queue_size:
+        if self.taken + places > self._queue_size:
             return Refusal("full", self.drain_s(now))
         received_at = now if received_at is None else received_at
         due = self._due(received_at, deadline, max_r, places - 1)
-        left_s = due - now
-        itself_s = max(self._reach().alone_one_s(max_r), self._reach().clear_s(places))
-        if deadline is not None and itself_s * (1 - DOUBT) > left_s:
+        left_s, reach = due - now, self._reach()
+        itself_s = reach.clear_s(places, max_r)
+        if deadline is not None and itself_s * (1 - DOUBT) > left_s and not self._may_probe(now):
             return Refusal("hopeless", 0.0)
-        if not self._shed_late:
-            return None
-        ahead = self._held + self._queue.ahead_of(self._key(received_at, due, priority))
-        done = self._meter.residual_s(now) + self._reach().clear_s(ahead + places)
-        return Refusal("late", self.drain_s(now)) if done * (1 - DOUBT) > left_s else None
+        ahead = sum(self._held[: priority + 1])
+        ahead += self._queue.ahead_of(self._key(received_at, due, priority, deadline))
+        if not self._shed_late or not (ahead or self._meter.busy):
+            return None  # whatever it takes, it is not the load's doing
+        done_s = self._meter.residual_s(now) + reach.clear_s(ahead) + itself_s
+        return Refusal("late", self.drain_s(now)) if done_s * (1 - DOUBT) > left_s else None
 
-    def hold(self, places: int) -> None:
+    def make_room(self, places: int, priority: int) -> list[RequestT]:
+        """Take the last in order out of a full queue, if they have a lower priority.
+
+        Returns:
+            As many as are in the way of `places` more, to be shed; nobody if that is not enough.
+        """
+        surplus = self.taken + places - self._queue_size
+        if surplus <= 0 or surplus > len(self._queue):
+            return []
+        count = len(self._queue)
+        if any(item.priority <= priority for item in self._queue.items[count - surplus :]):
+            return []
+        self._meter.lost(surplus)
+        return self._queue.take(list(range(count - surplus, count)))
+
+    def hold(self, places: int, priority: int = 1) -> None:
         """Keep places for images that are being decoded; negative gives them back."""
-        self._held += places
+        self._held[priority] += places
 
     def admit(self, request: RequestT) -> None:
         """Let a request join the queue, in a place that was held."""
-        request.due = self._due(
-            request.received_at, request.deadline, request.max_r, request.companions
-        )
+        wishes = request.deadline, request.max_r, request.companions
+        request.due = self._due(request.received_at, *wishes)
+        alone_s = self._reach().alone_one_s(request.max_r)
+        if request.deadline is None and request.due - request.arrived_at < alone_s:
+            # Decoding took the time that it had: that is not the load's doing either.
+            request.due = self._due(request.arrived_at, *wishes)
         self._queue.add(request, self._key_of(request), request.due, request.max_r)
 
     def withdraw(self, request: RequestT) -> bool:
@@ -212,7 +243,7 @@ class Scheduler(Generic[RequestT]):
         return self._meter.snapshot(
             now,
             Backlog(queue.dues - now, queue.limits.copy()),
-            decoding=self._held,
+            decoding=self.held,
             oldest_wait_s=max(0.0, now - oldest),
             queue_size=self._queue_size,
             spread=self._dial.table.spread,
@@ -220,7 +251,7 @@ class Scheduler(Generic[RequestT]):
 
     def drain_s(self, now: float) -> float:
         """Return when all that is here now will be done, at the fastest reachable level."""
-        return self._meter.residual_s(now) + self._reach().clear_s(self._held + len(self._queue))
+        return self._meter.residual_s(now) + self._reach().clear_s(self.taken)
 
     def _decide(self, load: LoadSnapshot) -> Decision:
         """Ask for the degree; a fault in the answer must not stop the answers."""
@@ -240,6 +271,8 @@ class Scheduler(Generic[RequestT]):
         if float(slack_s.min()) >= reach.longest_alone_s:
             return []
         hopeless = slack_s < reach.alone_s(self._queue.limits) * (1 - DOUBT)
+        if self._meter.idle_s(now) >= PROBE_AFTER_S:
+            hopeless[0] = False  # an untested belief is no reason not to try
         hopeless |= slack_s <= 0
         if not hopeless.any():
             return []
@@ -252,8 +285,10 @@ class Scheduler(Generic[RequestT]):
         """Take out who would miss although the fastest level serves nothing but this queue."""
         reach = self._reach()
         backlog = Backlog(self._queue.dues - now, self._queue.limits)
-        if in_time(reach.fastest, reach.below, backlog):
+        if in_time(reach.fastest, reach.below, backlog) or self._meter.idle_s(now) >= PROBE_AFTER_S:
             return []  # as almost always; quicker to tell than what `excess` asks
+        if any(in_time(level, reach.below, backlog) for level in reach.quick(len(backlog))):
+            return []  # a small batch may be quicker at a lower level
         items = self._queue.items
         gone = excess(
             backlog, reach.fastest, reach.below, lambda index: items[index].priority, doubt=DOUBT
@@ -316,16 +351,24 @@ class Scheduler(Generic[RequestT]):
             return deadline
         if self._reach().alone_one_s(max_r) > self._slo_s:
             return math.inf
-        return received_at + self._slo_s + self._reach().clear_s(companions)
+        return received_at + self._slo_s + self._reach().clear_s(companions, max_r)
 
     def _key_of(self, request: RequestT) -> float:
-        return self._key(request.received_at, request.due, request.priority)
+        return self._key(request.received_at, request.due, request.priority, request.deadline)
 
-    def _key(self, received_at: float, due: float, priority: int) -> float:
-        return min(due, received_at + PATIENCE_S) + priority * self._priority_step_s
+    def _key(self, received_at: float, due: float, priority: int, deadline: float | None) -> float:
+        later_s = priority * self._priority_step_s
+        patience_until = received_at + PATIENCE_S
+        if deadline is not None:  # who allows more time waits longer, but is served within it
+            patience_until = max(patience_until, deadline - later_s - LAST_CALL_S)
+        return min(due, patience_until) + later_s
+
+    def _may_probe(self, now: float) -> bool:
+        """Whether to try what is believed hopeless: nothing has tested the belief for a while."""
+        return not self.taken and not self._meter.busy and self._meter.idle_s(now) >= PROBE_AFTER_S
 
     def _reach(self) -> Reach:
-        levels, reachable = self._dial.table.points(), self._dial.levels()
-        if self._reached is None or not self._reached.current(levels, reachable):
-            self._reached = Reach(levels, reachable)
+        known = self._dial.table.points(), self._dial.levels(), self._dial.keeping()
+        if self._reached is None or not self._reached.current(*known):
+            self._reached = Reach(*known)
         return self._reached

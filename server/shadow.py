@@ -31,6 +31,7 @@ class ShadowRunner:
         r_source: the degree to compare with.
         share: of the images served at other degrees, so many are drawn, from 0 to 1.
         random: draws them.
+        fits: whether one run is short enough to be done between requests.
         capacity: most images kept; beyond it the oldest gives way.
         on_comparison: told of each comparison.
     """
@@ -42,6 +43,7 @@ class ShadowRunner:
         *,
         share: float,
         random: Random,
+        fits: Callable[[], bool] = lambda: True,
         capacity: int = CAPACITY,
         on_comparison: Sequence[Callable[[Comparison], None]] = (),
     ) -> None:
@@ -51,6 +53,7 @@ class ShadowRunner:
         self._r_source = r_source
         self._share = share
         self._random = random
+        self._fits = fits
         self._on_comparison = on_comparison
         self._kept: deque[tuple[Any, int, int]] = deque(maxlen=capacity)
 
@@ -67,7 +70,7 @@ class ShadowRunner:
 
         A run that fails costs nobody an answer: it is logged, and the image is dropped.
         """
-        if not self._kept:
+        if not self._kept or not self._fits():
             return False
         payload, top1, r = self._kept.popleft()
         try:

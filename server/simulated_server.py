@@ -114,7 +114,7 @@ class SimulatedServer:
             self._ledger.close(index, now, "expired" if refusal.why == "hopeless" else "shed")
             return
         self.outstanding += 1
-        scheduler.hold(1)
+        scheduler.hold(1, arrival.priority)
         joins_at = now + self._machine.overhead.before_queue_s
         request = PendingRequest(index, joins_at, now, deadline, arrival.max_r, arrival.priority)
         if deadline is not None:
@@ -123,10 +123,10 @@ class SimulatedServer:
 
     def _join(self, request: PendingRequest) -> None:
         if not self._ledger.is_open(request.id):  # its deadline passed while it was decoded
-            self._scheduler.hold(-1)
+            self._scheduler.hold(-1, request.priority)
             return
         self._scheduler.admit(request)
-        self._scheduler.hold(-1)
+        self._scheduler.hold(-1, request.priority)
         if self._running is not None:
             return
         if len(self._scheduler) >= self._max_batch_size or not self._max_queue_delay_s:

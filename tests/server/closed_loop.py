@@ -29,6 +29,10 @@ class PolicyDial:
         """Return all levels."""
         return self.table.points()
 
+    def keeping(self) -> tuple[OperatingPoint, ...]:
+        """Return all levels; there is no floor."""
+        return self.table.points()
+
     def decide(self, load: LoadSnapshot) -> Decision:
         """Ask, and remember the answer."""
         load = replace(load, slo_s=self.slo_s, levels=self.table.points())

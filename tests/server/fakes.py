@@ -160,6 +160,11 @@ class FakeDial:
         """Return the chosen degree."""
         return Decision(self.choose(load), "told", self.max_batch)
 
+    def keeping(self) -> tuple[OperatingPoint, ...]:
+        """Return those that pay: no floor is set."""
+        levels = self.table.points()
+        return tuple(level for level in levels if level.pays or level is levels[0])
+
     def levels(self) -> tuple[OperatingPoint, ...]:
         """Return the levels that may be chosen."""
         return tuple(

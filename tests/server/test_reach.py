@@ -22,7 +22,8 @@ def test_the_tables_agree_with_a_search(machine: Levels, data: st.DataObject) ->
     """For every limit, with any levels out of reach."""
     some = data.draw(st.sets(st.sampled_from(range(len(machine))), min_size=1))
     reachable = tuple(machine[index] for index in sorted(some))
-    reach = Reach(machine, reachable)
+    keeping = tuple(level for level in machine if level.pays or level is machine[0])
+    reach = Reach(machine, reachable, keeping)
     for limit in (*range(machine[-1].r + 2), NO_LIMIT):
         accepted = _accepted(machine, reachable, limit)
         best = max(accepted, key=lambda level: (level.images_per_s, -level.r))
@@ -35,10 +36,10 @@ def test_the_tables_agree_with_a_search(machine: Levels, data: st.DataObject) ->
 
 def test_a_wanted_degree_is_given_to_all_that_accept_it() -> None:
     """Only those with a lower limit get another one."""
-    reach = Reach(LEVELS, LEVELS)
+    reach = Reach(LEVELS, LEVELS, LEVELS)
     assert reach.degrees(np.array([NO_LIMIT, 12, 5, 0]), 12).tolist() == [12, 12, 5, 0]
 
 
 def test_clearing_a_queue_takes_full_batches_and_a_rest() -> None:
     """Twenty images in batches of eight at 200 images/s."""
-    assert abs(Reach(LEVELS, LEVELS).clear_s(20) - 0.1) < 1e-9
+    assert abs(Reach(LEVELS, LEVELS, LEVELS).clear_s(20) - 0.1) < 1e-9

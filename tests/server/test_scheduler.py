@@ -53,6 +53,7 @@ class Line:
             shed_late=self.shed_late,
         )
         self._ids = itertools.count()
+        self.scheduler.batch_ended(BatchStats(self.r, 1, 0.0, 0.0, self.now))  # beliefs are fresh
 
     def add(self, *, waited_s: float = 0.0, deadline_s: float | None = None, **wishes) -> int:
         """Admit a request that came `waited_s` ago and is worth nothing after `deadline_s`."""
@@ -77,7 +78,8 @@ class Line:
             self.scheduler.batch_started(self.now, len(batch), selection.r)
             took_s = self.take(selection.r, len(batch))
             self.now += took_s
-            self.scheduler.batch_ended(BatchStats(selection.r, len(batch), 0.0, took_s, self.now))
+            stats = BatchStats(selection.r, len(batch), 0.0, took_s, self.now - took_s)
+            self.scheduler.batch_ended(stats)
             for request in batch:
                 assert request.id not in self.fates
                 self.fates[request.id] = "late" if self.now > request.due + 1e-9 else "in time"
