@@ -23,7 +23,9 @@ SINGLE_S = 6.0
 WARM_UP_S = 2.0
 CAPACITY_S = 10.0
 CONNECTIONS = 64
-"""More than the server can take at once; those it refuses come back a second later."""
+"""More than fit into a batch, so that the next one always waits."""
+PATIENT_MS = 60_000.0
+"""A deadline so far that nothing is refused: who is refused pauses, and the server would too."""
 SETTLE_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.5
 FORGET_S = 2.5
@@ -59,7 +61,7 @@ async def single_latency_s(client: Client, r: int = 0, seconds: float = SINGLE_S
 
 
 async def capacity(client: Client, r: int, seconds: float = CAPACITY_S) -> Capacity:
-    """Pin a degree and measure with more requests under way than the server can take at once.
+    """Pin a degree and measure with more requests under way than go into a batch.
 
     Counted from the end of the first batch to the end of the last: whole batches only.
 
@@ -67,8 +69,12 @@ async def capacity(client: Client, r: int, seconds: float = CAPACITY_S) -> Capac
         MeasurementError: there were not two batches.
     """
     await client.compression(r=r)
-    await closed_loop(client, WARM_UP_S, CONNECTIONS)
-    answers = await closed_loop(client, seconds, CONNECTIONS)
+    before, client.deadline_ms = client.deadline_ms, PATIENT_MS
+    try:
+        await closed_loop(client, WARM_UP_S, CONNECTIONS)
+        answers = await closed_loop(client, seconds, CONNECTIONS)
+    finally:
+        client.deadline_ms = before
     batches = find_batches(answers)
     if len(batches) < 2:
         raise MeasurementError(

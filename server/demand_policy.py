@@ -38,13 +38,13 @@ class DemandPolicy:
 
     HORIZON_S = 1.0
     """As far as the arrival rate of the last moments is trusted."""
-    RAISE_SHARE = 0.3
+    RAISE_SHARE = 0.2
     """Share of the SLO that the queue may fill before a higher degree is taken."""
-    LOWER_SHARE = 0.15
+    LOWER_SHARE = 0.1
     """The same for a lower degree to count as sufficient."""
-    LOWER_RATE = 1.05
+    LOWER_RATE = 1.15
     """Room that a lower degree must have over the arrival rate."""
-    MARGIN = 0.2
+    MARGIN = 0.4
     """Share of the SLO that is kept back for the way out and for what comes between."""
 
     def __init__(self, *, dwell_s: float = 0.5) -> None:

@@ -91,7 +91,7 @@ class Client:
         url: where the server is.
         photos: JPEG files; sent in a shuffled order, over and over.
         seed: of that order.
-        deadline_ms: sent with each request; None: none.
+        deadline_ms: sent with each request; None: none. May be changed between requests.
     """
 
     def __init__(
@@ -101,9 +101,7 @@ class Client:
         self._photos = photos
         self._order = list(range(len(photos)))
         random.Random(seed).shuffle(self._order)
-        self._query: dict[str, str] = {"top_k": "1"}
-        if deadline_ms is not None:
-            self._query["deadline_ms"] = f"{deadline_ms:g}"
+        self.deadline_ms = deadline_ms
         self._sent = 0
 
     async def __aenter__(self) -> Self:
@@ -118,6 +116,10 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+
+    def _query(self) -> dict[str, str]:
+        deadline = {} if self.deadline_ms is None else {"deadline_ms": f"{self.deadline_ms:g}"}
+        return {"top_k": "1"} | deadline
 
     async def classify(self, due_s: float | None = None) -> Answer:
         """Send the next photo as a raw body; due now if no time is given."""
@@ -171,7 +173,7 @@ class Client:
         sent_s = self._loop.time()
         status, body, retry, error = 0, b"", None, ""
         try:
-            async with self._session.post("/classify", params=self._query, **request) as reply:
+            async with self._session.post("/classify", params=self._query(), **request) as reply:
                 body, retry = await reply.read(), reply.headers.get("Retry-After")
                 status = reply.status
         except (aiohttp.ClientError, TimeoutError) as failure:
