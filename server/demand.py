@@ -8,6 +8,7 @@ demand, the scheduler asks what can be met at all.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,21 +29,6 @@ def finish_s(level: OperatingPoint, count: int) -> FloatArray:
     if rest:
         finish[count - rest :] = full * batch_s + level.batch_seconds[rest - 1]
     return finish
-
-
-def clear_s(level: OperatingPoint, count: int) -> FloatArray:
-    """Return how long the first 1, 2, … `count` images take if only they are served.
-
-    The difference to `finish_s`: an image need not wait for the rest of an efficient batch.
-
-    Returns:
-        `(count,)` float64, seconds from now, rising.
-    """
-    size = level.batch_size
-    images = np.arange(1, count + 1)
-    parts = np.array((0.0, *level.batch_seconds[: size - 1]))
-    cleared: FloatArray = (images // size) * level.batch_seconds[size - 1] + parts[images % size]
-    return cleared
 
 
 def extra_s(
@@ -82,20 +68,6 @@ def done_s(
     return _with_extra(finish_s(level, len(backlog)), level, levels, backlog)
 
 
-def feasible(
-    level: OperatingPoint,
-    levels: tuple[OperatingPoint, ...],
-    backlog: Backlog,
-    doubt: float = 0.0,
-) -> bool:
-    """Whether everyone could be in time at this level: the processor-demand criterion.
-
-    `in_time` asks for more: that efficient batches suffice.
-    """
-    done = _with_extra(clear_s(level, len(backlog)), level, levels, backlog)
-    return bool((done * (1 - doubt) <= backlog.slack_s).all())
-
-
 def _with_extra(
     finish: FloatArray,
     level: OperatingPoint,
@@ -129,15 +101,27 @@ def in_time(
     return bool((ends_s + margin_s <= np.minimum.reduceat(slack_s, starts)).all())
 
 
+def paced(level: OperatingPoint, images_per_s: float) -> OperatingPoint:
+    """Return the level with batches just large enough to carry this rate.
+
+    Small batches end sooner, but waste the machine: a queue whose head may always ask for a batch
+    of its own is served at the throughput of single images, and then never gets shorter. So no
+    batch needs to be larger, and under load none should be smaller, than this.
+    """
+    for size in range(1, level.batch_size):
+        if size >= images_per_s * level.batch_seconds[size - 1]:
+            return replace(level, batch_size=size)
+    return level
+
+
 def excess(
     backlog: Backlog,
     level: OperatingPoint,
     levels: tuple[OperatingPoint, ...],
     priority_of: Callable[[int], int],
-    *,
-    doubt: float = 0.0,
+    margin_s: float = 0.0,
 ) -> list[int]:
-    """Choose whom to give up so that all others are in time at this level.
+    """Choose whom to give up so that all others are in time at this level, in batches of its size.
 
     Goes through the images in order of service and keeps who can still be in time. For one that
     cannot, either it is given up itself, or the latest kept one of no higher priority that costs
@@ -149,13 +133,13 @@ def excess(
         level: the degree at which all that accept it would be served.
         levels: those up to it.
         priority_of: the priority of the image at a position; 0 is the highest.
-        doubt: share by which the durations may be believed too long.
+        margin_s: how long before it is due each must be done.
 
     Returns:
         Positions, rising.
     """
-    slack = backlog.slack_s / (1 - doubt)
-    finish = clear_s(level, len(backlog))
+    slack = backlog.slack_s - margin_s
+    finish = finish_s(level, len(backlog))
     costs = extra_s(level, levels, backlog)
     extra = np.zeros(len(backlog)) if costs is None else costs
     late = np.flatnonzero(finish + np.cumsum(extra) > slack)

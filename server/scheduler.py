@@ -28,7 +28,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from server.demand import excess, in_time
+from server.demand import excess, in_time, paced
 from server.due_queue import DueQueue
 from server.meters import LoadMeter
 from server.pending import PendingRequest, Refusal, Selection
@@ -120,6 +120,7 @@ class Scheduler(Generic[RequestT]):
         self._held = [0, 0, 0]
         self._reached: Reach | None = None
         self._meter = LoadMeter()
+        self._least_batch = 1
         self._decision = Decision(dial.levels()[0].r, "start")
 
     def __len__(self) -> int:
@@ -170,7 +171,8 @@ class Scheduler(Generic[RequestT]):
         if not self._shed_late or not (ahead or self._meter.busy):
             return None  # whatever it takes, it is not the load's doing
         done_s = self._meter.residual_s(now) + reach.clear_s(ahead) + itself_s
-        return Refusal("late", self.drain_s(now)) if done_s * (1 - DOUBT) > left_s else None
+        late = done_s + MARGIN * self._slo_s > left_s
+        return Refusal("late", self.drain_s(now)) if late else None
 
     def make_room(self, places: int, priority: int) -> list[RequestT]:
         """Take the last in order out of a full queue, if they have a lower priority.
@@ -209,11 +211,12 @@ class Scheduler(Generic[RequestT]):
 
     def next_batch(self, now: float) -> Selection[RequestT]:
         """Choose the next batch, and take it and whoever is too late out of the queue."""
+        self._least_batch = 1
         late = self._take_hopeless(now)
         load = self.load(now)
         decision = self._decide(load)
         if self._shed_late and len(self._queue):
-            late += self._take_infeasible(now)
+            late += self._take_infeasible(now, max(load.arrival_rate, load.steady_rate))
         expired = [request for request in late if request.deadline is not None]
         shed = [request for request in late if request.deadline is None]
         retry_s = self.drain_s(now) if shed else 0.0
@@ -281,19 +284,19 @@ class Scheduler(Generic[RequestT]):
             indices = [i for i in indices if self._queue.items[i].deadline is not None]
         return self._queue.take(indices)
 
-    def _take_infeasible(self, now: float) -> list[RequestT]:
+    def _take_infeasible(self, now: float, rate: float) -> list[RequestT]:
         """Take out who would miss although the fastest level serves nothing but this queue."""
-        reach = self._reach()
+        reach, margin_s = self._reach(), MARGIN * self._slo_s
         backlog = Backlog(self._queue.dues - now, self._queue.limits)
         if in_time(reach.fastest, reach.below, backlog) or self._meter.idle_s(now) >= PROBE_AFTER_S:
-            return []  # as almost always; quicker to tell than what `excess` asks
+            return []
         if any(in_time(level, reach.below, backlog) for level in reach.quick(len(backlog))):
             return []  # a small batch may be quicker at a lower level
-        items = self._queue.items
-        gone = excess(
-            backlog, reach.fastest, reach.below, lambda index: items[index].priority, doubt=DOUBT
+        level, items = paced(reach.fastest, rate), self._queue.items
+        self._least_batch = level.batch_size
+        return self._queue.take(
+            excess(backlog, level, reach.below, lambda index: items[index].priority, margin_s)
         )
-        return self._queue.take(gone)
 
     # The batch.
 
@@ -336,7 +339,7 @@ class Scheduler(Generic[RequestT]):
             due = float(dues[index])
             done_at = now + level.batch_s(len(batch) + 1) + margin_s
             meetable = due if due >= alone_at else math.inf
-            if batch and done_at > min(done_by, meetable):
+            if len(batch) >= self._least_batch and done_at > min(done_by, meetable):
                 break
             done_by = min(done_by, meetable)
             batch.append(index)

@@ -50,6 +50,7 @@ class FakeTarget(Client):
         self._batches = 0
         self._photos = (b"jpeg",)
         self._sent = 0
+        self.deadline_ms: float | None = None
 
     async def classify(self, due_s: float | None = None) -> Answer:
         """Wait for a batch like anybody."""

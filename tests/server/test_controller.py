@@ -287,6 +287,7 @@ def test_shadow_holds_the_degree_and_tells_the_policys(caplog: pytest.LogCapture
     bench = Bench(Wish(9))
     bench.next_r()
     bench.controller.shadow()
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         for wish in (9, 12, 12, 4):
             bench.policy.r = wish

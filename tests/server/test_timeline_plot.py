@@ -22,6 +22,12 @@ def colours(path: Path) -> dict[Any, int]:
         return {colour: count for count, colour in picture.convert("RGB").getcolors(1 << 24) or ()}
 
 
+@pytest.fixture(autouse=True)
+def _plots_are_no_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server in this process may have told Pillow to take no large picture."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+
+
 def test_one_run_shows_how_requests_ended(tmp_path: Path) -> None:
     """In time, late and not answered have colours of their own."""
     mixed = [*SERVED[:100], *REFUSED[100:150], *(Fate(15, 16, "ok", 4) for _ in range(20))]
