@@ -119,7 +119,7 @@ def excess(
     level: OperatingPoint,
     levels: tuple[OperatingPoint, ...],
     priority_of: Callable[[int], int],
-    margin_s: float = 0.0,
+    margin: float = 0.0,
 ) -> list[int]:
     """Choose whom to give up so that all others are in time at this level, in batches of its size.
 
@@ -133,12 +133,12 @@ def excess(
         level: the degree at which all that accept it would be served.
         levels: those up to it.
         priority_of: the priority of the image at a position; 0 is the highest.
-        margin_s: how long before it is due each must be done.
+        margin: share of the slack that must be left when each is done.
 
     Returns:
         Positions, rising.
     """
-    slack = backlog.slack_s - margin_s
+    slack = backlog.slack_s * (1 - margin)
     finish = finish_s(level, len(backlog))
     costs = extra_s(level, levels, backlog)
     extra = np.zeros(len(backlog)) if costs is None else costs

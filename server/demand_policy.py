@@ -28,6 +28,9 @@ from tocom_core.operating_point import OperatingPoint
 
 Levels = tuple[OperatingPoint, ...]
 
+NEARLY = 0.9
+"""Levels whose believed throughput differs by less are taken for equally fast in overload."""
+
 
 class DemandPolicy:
     """The lowest degree that serves the waiting and the expected images in time.
@@ -114,12 +117,20 @@ class DemandPolicy:
 
 
 def _quickest(load: LoadSnapshot, levels: Levels) -> OperatingPoint:
-    """Return the level at which the queue is done first; without a queue the fastest."""
-    if not load.queue_length:
-        return max(levels, key=lambda level: level.images_per_s)
+    """Return the level at which the queue is done first.
+
+    With a queue of at least a batch it is the highest one that is nearly as fast as the fastest:
+    it has the least work, so if it does not come first then by a wrong belief, which only a visit
+    can mend.
+    """
+    count = max(1, load.queue_length)
 
     def cleared_s(level: OperatingPoint) -> float:
-        full, rest = divmod(load.queue_length, level.batch_size)
+        full, rest = divmod(count, level.batch_size)
         return full * level.batch_s(level.batch_size) + (level.batch_s(rest) if rest else 0.0)
 
-    return min(levels, key=cleared_s)
+    first = min(levels, key=cleared_s)
+    if load.queue_length and count < first.batch_size:
+        return first
+    nearly = [level for level in levels if level.images_per_s >= NEARLY * first.images_per_s]
+    return nearly[-1]

@@ -25,7 +25,13 @@ BoolArray = NDArray[np.bool_]
 EFFICIENT_SHARE = 0.97
 """The efficient batch reaches this share of the best throughput; larger ones only cost time."""
 LEAST_GAIN = 0.01
-"""A degree pays if it is faster by this share; one that pays does so until it gains nothing."""
+"""A degree begins to pay when it is faster by this share."""
+MOST_LOSS = 0.1
+"""One that pays does so until it is believed to be slower by this share.
+
+Beliefs of a degree that is not visited do not mend: under overload, where nothing is measured at
+leisure, a wrong one would lock out the fastest degree for as long as the load lasts.
+"""
 LEAST_MOVE = 0.005
 """Points are built anew once an estimate moved by this share."""
 UNKNOWN_SPREAD = 0.1
@@ -197,7 +203,7 @@ def _which_pay(seconds: Array, efficient: IntArray, before: BoolArray) -> BoolAr
     columns = efficient[1:] - 1
     rows = np.arange(len(columns))
     fastest_below = np.minimum.accumulate(seconds, axis=0)[rows, columns]
-    needed = np.where(before[1:], 1.0, 1.0 - LEAST_GAIN)
+    needed = np.where(before[1:], 1.0 + MOST_LOSS, 1.0 - LEAST_GAIN)
     return np.concatenate([[True], seconds[rows + 1, columns] < needed * fastest_below])
 
 

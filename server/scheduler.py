@@ -50,7 +50,7 @@ PROBE_AFTER_S = 1.0
 DOUBT = 0.05
 """A request is given up only if it would be late by this share of what is left to be done."""
 MARGIN = 0.04
-"""Share of the SLO between the end of a batch and the answers, when batches are filled."""
+"""Share of the time left that is kept between the end of a batch and the answers."""
 
 
 RequestT = TypeVar("RequestT", bound=PendingRequest)
@@ -171,7 +171,7 @@ class Scheduler(Generic[RequestT]):
         if not self._shed_late or not (ahead or self._meter.busy):
             return None  # whatever it takes, it is not the load's doing
         done_s = self._meter.residual_s(now) + reach.clear_s(ahead) + itself_s
-        late = done_s + MARGIN * self._slo_s > left_s
+        late = done_s > (1 - MARGIN) * left_s
         return Refusal("late", self.drain_s(now)) if late else None
 
     def make_room(self, places: int, priority: int) -> list[RequestT]:
@@ -286,7 +286,7 @@ class Scheduler(Generic[RequestT]):
 
     def _take_infeasible(self, now: float, rate: float) -> list[RequestT]:
         """Take out who would miss although the fastest level serves nothing but this queue."""
-        reach, margin_s = self._reach(), MARGIN * self._slo_s
+        reach = self._reach()
         backlog = Backlog(self._queue.dues - now, self._queue.limits)
         if in_time(reach.fastest, reach.below, backlog) or self._meter.idle_s(now) >= PROBE_AFTER_S:
             return []
@@ -295,7 +295,7 @@ class Scheduler(Generic[RequestT]):
         level, items = paced(reach.fastest, rate), self._queue.items
         self._least_batch = level.batch_size
         return self._queue.take(
-            excess(backlog, level, reach.below, lambda index: items[index].priority, margin_s)
+            excess(backlog, level, reach.below, lambda index: items[index].priority, MARGIN)
         )
 
     # The batch.
@@ -333,12 +333,11 @@ class Scheduler(Generic[RequestT]):
         """Take positions in order while the batch stays short enough for all that are in it."""
         dues = self._queue.dues
         alone_at = now + level.batch_s(1)
-        margin_s = MARGIN * self._slo_s
         batch: list[int] = []
         for index in alike:
             due = float(dues[index])
-            done_at = now + level.batch_s(len(batch) + 1) + margin_s
-            meetable = due if due >= alone_at else math.inf
+            done_at = now + level.batch_s(len(batch) + 1)
+            meetable = due - MARGIN * (due - now) if due >= alone_at else math.inf
             if len(batch) >= self._least_batch and done_at > min(done_by, meetable):
                 break
             done_by = min(done_by, meetable)

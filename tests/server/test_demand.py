@@ -123,9 +123,10 @@ def test_no_fewer_can_be_given_up(slack_s: list[float], limited: list[bool]) -> 
 
 def test_nobody_of_higher_priority_goes_for_a_lower_one() -> None:
     """A costly image of high priority stays, the low one behind it goes."""
+    one = believed(lambda r, size: size / (100.0 if r == 0 else 200.0), (0, 16), batch_size=1)
     waiting = backlog([0.01, 0.012], [0, None])
-    assert excess(waiting, FAST, LEVELS, [0, 2].__getitem__) == [1]
-    assert excess(waiting, FAST, LEVELS, [1, 1].__getitem__) == [0]
+    assert excess(waiting, one[1], one, [0, 2].__getitem__) == [1]
+    assert excess(waiting, one[1], one, [1, 1].__getitem__) == [0]
 
 
 def test_a_single_level_has_nothing_below() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.operating_table import OperatingTable
+from server.operating_table import MOST_LOSS, OperatingTable
 from server.stats import BatchStats
 from tests.server.fake_machine import DEGREES, EVERYTHING, SIZES, WARM_UP, FakeMachine
 from tocom_core.latency_profile import Accuracy, LatencyProfile, Measurement
@@ -279,4 +279,5 @@ def test_points_are_always_usable(batches: list[tuple[int, int, float]]) -> None
             assert list(point.batch_seconds) == sorted(point.batch_seconds)
             assert 1 <= point.batch_size <= 32
             below = [p.batch_s(point.batch_size) for p in points if p.r < point.r]
-            assert not point.pays or not below or point.batch_s(point.batch_size) < min(below)
+            bearable_s = (1 + MOST_LOSS) * min(below, default=math.inf)
+            assert not point.pays or point.batch_s(point.batch_size) < bearable_s

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.scheduler import DOUBT, PendingRequest, Scheduler
+from server.scheduler import PendingRequest, Scheduler
 from server.stats import BatchStats
 from tests.server.fakes import FakeDial, believed
 
@@ -219,7 +219,7 @@ def test_high_priority_takes_a_place_of_low_priority() -> None:
     assert line.scheduler.make_room(1, 2) == []
     victims = line.scheduler.make_room(2, 0)
     assert [victim.priority for victim in victims] == [2, 2]
-    assert line.scheduler.make_room(3, 0) == []
+    assert line.scheduler.make_room(3, 1) == []
     assert line.scheduler.refusal(line.now, 1, priority=0) is None
 
 
@@ -266,7 +266,8 @@ def test_a_large_limited_request_gets_the_time_of_its_own_degree() -> None:
 def test_the_floor_holds_below_the_bounds() -> None:
     """A request that accepts less than the bounds is served at a degree that keeps the floor."""
     line = Line(r=12, reachable=[12, 16])
-    line.scheduler._dial.keeping = lambda: line.scheduler._dial.table.points()[:2]
+    levels = line.scheduler._dial.table.points()
+    line.scheduler._dial.keeping = lambda: levels[:2]  # type: ignore[method-assign]
     line.add(max_r=5)
     line.step()
     assert [r for _, r, _ in line.batches] == [1]
@@ -362,8 +363,8 @@ def test_what_is_late_by_load_is_shed_and_the_rest_in_time() -> None:
         line.add()
     line.empty()
     counts = {fate: list(line.fates.values()).count(fate) for fate in set(line.fates.values())}
-    assert counts["in time"] >= 195
-    assert counts.get("late", 0) <= FASTEST * SLO_S * DOUBT / (1 - DOUBT) + 8
+    assert counts["in time"] >= 188
+    assert not counts.get("late", 0)
     assert counts["shed"] >= 60
 
 
