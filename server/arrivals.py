@@ -19,6 +19,7 @@ Poisson, 4 and 8 are bursts), `even` makes them equal. Where the rate changes, t
 intervals of mean 1 are drawn and laid on the integral of the rate over time.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -116,11 +117,12 @@ class PhasedTrace:
         arrivals = _renewals(float(ends[-1]), self.cv2, np.random.default_rng(seed))
         places = np.searchsorted(ends[1:], arrivals, side="left")
         starts = np.cumsum([0.0, *(phase.seconds for phase in self.phases)])
-        return [
+        times = [
             float(starts[place]) + _seconds_until(float(at - ends[place]), rate_unit, phase)
             for at, place in zip(arrivals, places, strict=True)
             for phase in [self.phases[place]]
         ]
+        return list(itertools.accumulate(times, max))  # rounding may turn close ones around
 
     def seconds(self, rate_unit: float) -> float:
         """Return the length of all phases together; the capacity does not change it."""

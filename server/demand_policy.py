@@ -28,8 +28,11 @@ from tocom_core.operating_point import OperatingPoint
 
 Levels = tuple[OperatingPoint, ...]
 
-NEARLY = 0.9
-"""Levels whose believed throughput differs by less are taken for equally fast in overload."""
+NEARLY = 0.7
+"""In overload the highest level is taken that is believed to have so much of the best throughput.
+
+A degree that was visited only in a bad moment is believed to be slow, and would never be again.
+"""
 
 
 class DemandPolicy:

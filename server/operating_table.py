@@ -26,7 +26,7 @@ EFFICIENT_SHARE = 0.97
 """The efficient batch reaches this share of the best throughput; larger ones only cost time."""
 LEAST_GAIN = 0.01
 """A degree begins to pay when it is faster by this share."""
-MOST_LOSS = 0.1
+MOST_LOSS = 0.3
 """One that pays does so until it is believed to be slower by this share.
 
 Beliefs of a degree that is not visited do not mend: under overload, where nothing is measured at

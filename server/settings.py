@@ -96,7 +96,10 @@ class Settings(BaseSettings):
 
     max_batch_size: int = Field(32, ge=1, le=4096, description="Most images in one batch.")
     max_queue_delay_ms: float = Field(
-        2.0, ge=0, le=10_000, description="How long an idle engine waits for a fuller batch."
+        2.0,
+        ge=0,
+        le=10_000,
+        description="How long an idle engine waits for a fuller batch, at most a tenth of the SLO.",
     )
     queue_size: int = Field(
         256, ge=1, le=1_000_000, description="Most images that wait or decode; beyond it: 429."

@@ -212,11 +212,12 @@ def test_compression_shows_levels(client: httpx.Client) -> None:
     state = client.get("/compression").json()
     assert set(state) == {
         *("mode", "r", "r_source", "min_r", "max_r", "pinned_ttl_s", "levels", "last_switch"),
+        *("min_accuracy", "expected_accuracy", "shadow"),
     }
     assert [level["r"] for level in state["levels"]] == list(range(13))
     for level in state["levels"]:
         assert level["relative_throughput"] > 0 and level["images_per_s"] > 0
-        assert level["measured"] is True and level["expected_accuracy"] is None
+        assert level["batch_size"] >= 1 and level["expected_accuracy"] is None
 
 
 def test_put_pins_and_answers_like_get(client: httpx.Client, photo: bytes) -> None:
@@ -256,10 +257,10 @@ def test_bounds_hold_the_controller(client: httpx.Client, photo: bytes) -> None:
 
 
 def test_a_requests_own_max_r_beats_a_pin(client: httpx.Client, photo: bytes) -> None:
-    """No more compression than the request accepts."""
+    """No more compression than the request accepts; less where that much gains nothing here."""
     client.put("/compression?r=12")
     answer = client.post("/classify?max_r=2", files={"file": photo})
-    assert answer.json()["results"][0]["r"] == 2
+    assert answer.json()["results"][0]["r"] <= 2
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def tight(model_file: Path) -> Iterator["Server"]:
     server = start_server(
         f"--model={model_file}",
         "--max-queue-delay-ms=800",
+        "--slo-ms=20000",
         f"--queue-size={QUEUE_SIZE}",
         f"--max-files={MAX_FILES}",
         f"--max-image-bytes={MAX_IMAGE_BYTES}",
