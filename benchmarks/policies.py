@@ -2,9 +2,9 @@
 
     python benchmarks/policies.py --output runs/policies --images IMAGES -- --model MODEL
 
-SLO (ten times the latency of a single r=0 request) and capacity are measured once. Then each
-policy serves each trace once per seed, on a `tocom serve` process of its own, seed by seed and in
-an order that rotates, so that a machine that changes its pace does so for all of them. Static
+The SLO (ten times the latency of a single r=0 request) is measured once, the capacity before each
+trace and seed, for a shared machine changes its pace within minutes. Then each policy serves the
+same arrivals, on a `tocom serve` process of its own, in an order that rotates. Static
 degrees compete too: the best of them is picked afterwards, with the wisdom of hindsight.
 
 Every finished run is a file in the output folder; a second call goes on where the first one
@@ -165,10 +165,23 @@ def _run_missing(
     for number, (trace, seed, contender) in enumerate(missing, 1):
         what = f"{trace.name}, seed {seed}, {contender.name}"
         print(f"{number} of {len(missing)}: {what}", file=sys.stderr, flush=True)
+        unit = _capacity_now(folder, options, setting, trace, seed)
         flags = [*options.server, f"--slo-ms={1000 * setting.slo_s:g}", *contender.flags]
         with serve(flags) as server:
-            done = asyncio.run(_serve_trace(server.url, options, setting, trace, seed))
+            done = asyncio.run(_serve_trace(server.url, options, setting.slo_s, unit, trace, seed))
         PolicyRun(contender.name, done).save(_path(folder, trace, seed, contender))
+
+
+def _capacity_now(
+    folder: Path, options: argparse.Namespace, setting: Setting, trace: Trace, seed: int
+) -> float:
+    """Return images/s at r=0, measured when the first policy is about to serve these arrivals."""
+    path = folder / f"{_slug(trace.name)}_seed{seed}_capacity.json"
+    if not path.exists():
+        with serve([*options.server, f"--slo-ms={1000 * setting.slo_s:g}"]) as server:
+            now = asyncio.run(_measured(server.url, options, setting.slo_s))
+        now.save(path)
+    return Setting.load(path).capacity
 
 
 def _order(
@@ -183,7 +196,7 @@ def _order(
 
 
 async def _serve_trace(
-    url: str, options: argparse.Namespace, setting: Setting, trace: Trace, seed: int
+    url: str, options: argparse.Namespace, slo_s: float, unit: float, trace: Trace, seed: int
 ) -> Replay:
     """One replay on a fresh server, after a warm-up."""
     pictures = await _pictures(url, options)
@@ -194,16 +207,19 @@ async def _serve_trace(
         return await replay(
             client,
             pictures,
-            trace.times(setting.capacity, seed),
+            trace.times(unit, seed),
             seed=seed,
-            seconds=trace.seconds(setting.capacity),
-            slo_s=setting.slo_s,
+            seconds=trace.seconds(unit),
+            slo_s=slo_s,
         )
 
 
 def _path(folder: Path, trace: Trace, seed: int, contender: Contender) -> Path:
-    names = (re.sub(r"[^a-z0-9.]+", "-", name) for name in (trace.name, contender.name))
-    return folder / f"{next(names)}_seed{seed}_{next(names)}.json"
+    return folder / f"{_slug(trace.name)}_seed{seed}_{_slug(contender.name)}.json"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
     """Let SIGTERM do what Ctrl-C does: what was measured is kept, the server is ended."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
@@ -90,3 +90,10 @@ def _prepare_folder(folder: Path, *, plot: bool) -> None:
     if plot and importlib.util.find_spec("matplotlib") is None:
         raise SettingsError("plots need Matplotlib: pip install 'tocom-serve[plots]', or --no-plot")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _interrupt(*_: object) -> None:
+    """Do what Ctrl-C does, also in a job of a script's background, where Ctrl-C is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)

@@ -105,7 +105,7 @@ def test_ctrl_c_keeps_finished_seeds(quick_server: Server, tmp_path: Path) -> No
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("seed 1: constant"):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # as Ctrl-C, which a background job ignores
             break
     stdout, _ = process.communicate(timeout=60)
     told = json.loads(stdout.splitlines()[-1])
