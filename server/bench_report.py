@@ -1,15 +1,14 @@
 """What a bench found, for people and for programs: Markdown, JSON and a CSV of every request."""
 
-import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from server.capacity import Capacity
-from server.fates import Fate, Figures, Range, over_seeds
+from server.fates import Figures, Range, over_seeds
 from server.replay import LAG_SHARE, Replay
 
 LATENCIES = ("p50_s", "p99_s")
@@ -147,18 +146,6 @@ def show_range(name: str, spread: Range | None) -> str:
         return "–"
     low, high = show_figure(name, spread.low), show_figure(name, spread.high)
     return f"{show_figure(name, spread.median)} ({low} to {high})"
-
-
-def write_requests(path: Path, fates: Iterable[Fate]) -> None:
-    """Write what became of each request as CSV; an empty cell is not known."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["arrival_s", "done_s", "outcome", "r", "correct", "batch_size"])
-        for fate in fates:
-            correct = "" if math.isnan(fate.correct) else f"{fate.correct:g}"
-            times = f"{fate.due_s:.6f}", f"{fate.done_s:.6f}"
-            degree = "" if fate.r is None else fate.r
-            writer.writerow([*times, fate.outcome, degree, correct, fate.batch_size])
 
 
 def write_summary(folder: Path, report: BenchReport) -> None:

@@ -17,9 +17,10 @@ import aiohttp
 from server.arrivals import Trace
 from server.bench_images import Pictures, open_pictures
 from server.bench_options import BenchOptions
-from server.bench_report import BenchReport, write_requests, write_summary
+from server.bench_report import BenchReport, write_summary
 from server.calibration import calibrate
 from server.capacity import Capacity, capacity, restore, settle, single_latency_s
+from server.fates import write_requests
 from server.open_loop import Client
 from server.replay import Replay, replay
 from server.served_process import MeasurementError, serve

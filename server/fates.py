@@ -5,11 +5,13 @@ be laid side by side. The definitions are the project's (section 3 of its design
 share of what was *offered*, so that refusing work never looks like an improvement.
 """
 
+import csv
 import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 Outcome = Literal["ok", "shed", "expired", "failed"]
@@ -177,3 +179,15 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def write_requests(path: Path, fates: Iterable[Fate]) -> None:
+    """Write what became of each request as CSV; an empty cell is not known."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["arrival_s", "done_s", "outcome", "r", "correct", "batch_size"])
+        for fate in fates:
+            correct = "" if math.isnan(fate.correct) else f"{fate.correct:g}"
+            times = f"{fate.due_s:.6f}", f"{fate.done_s:.6f}"
+            degree = "" if fate.r is None else fate.r
+            writer.writerow([*times, fate.outcome, degree, correct, fate.batch_size])

@@ -1,14 +1,12 @@
 """What `tocom simulate` found, for people and for programs: Markdown, JSON, a CSV of requests."""
 
-import csv
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from server.fates import Fate, over_seeds
+from server.fates import over_seeds
 from server.policy_trials import PolicyTrial, TraceTrials
 
 COLUMNS = {
@@ -96,18 +94,6 @@ def as_markdown(report: SimulationReport) -> str:
     for trace in report.traces:
         lines += ["", *_table(trace)]
     return "\n".join(lines) + "\n"
-
-
-def write_requests(path: Path, fates: Iterable[Fate]) -> None:
-    """Write what became of each request as CSV; an empty cell is not known."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["arrival_s", "done_s", "outcome", "r", "correct", "batch_size"])
-        for fate in fates:
-            correct = "" if math.isnan(fate.correct) else f"{fate.correct:g}"
-            times = f"{fate.due_s:.6f}", f"{fate.done_s:.6f}"
-            degree = "" if fate.r is None else fate.r
-            writer.writerow([*times, fate.outcome, degree, correct, fate.batch_size])
 
 
 def _trace_json(trace: TraceTrials) -> dict[str, Any]:

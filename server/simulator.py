@@ -21,13 +21,14 @@ from server.arrivals import Trace, parse_trace
 from server.bounds import Bounds
 from server.errors import BadParameter, SettingsError
 from server.farm import PolicyChoice, ServerSettings, r_source_of, true_machine
+from server.fates import write_requests
 from server.operating_table import OperatingTable
 from server.policies import BUILDERS
 from server.policy_trials import Scenario, TraceTrials, run_trials
 from server.request_mix import parse_mix
 from server.simulate_options import SimulateOptions, parse_slow_down
 from server.simulated_machine import Machine
-from server.simulation_report import SimulationReport, as_json, as_markdown, write_requests
+from server.simulation_report import SimulationReport, as_json, as_markdown
 from server.timeline_plot import PlottedRun, plot_timeline
 from tocom_core.latency_profile import LatencyProfile
 from tocom_core.options import command_line, parse_options

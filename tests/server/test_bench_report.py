@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.bench_report import BenchReport, as_json, as_markdown, write_requests, write_summary
+from server.bench_report import BenchReport, as_json, as_markdown, write_summary
 from server.capacity import Capacity
-from server.fates import Fate, summarise
+from server.fates import Fate, summarise, write_requests
 from server.replay import Replay
 
 FATES = (
