@@ -5,13 +5,14 @@ arguments. The batcher drives it on the event loop, the simulator under a simula
 
 **Order.** Earliest due first within a priority. A request is due at its deadline, or one SLO after
 it has come in; several images of one request get the time that they take on top. Each lower
-priority counts as `priority_step_s` later, and no due time further away than `PATIENCE_S` counts,
-so nobody starves. The order of two requests never changes, which is why the queue can be kept
-sorted.
+priority counts as `priority_step_s` later. Nobody starves: without a deadline no due time further
+away than `PATIENCE_S` counts, and who names a far one is served before it is over. The order of two
+requests never changes, which is why the queue can be kept sorted.
 
 **Degree.** The controller's decision, or the fastest one that the request's own `max_r` allows. The
 batch takes the degree of the first in order and, in order, those with the same degree, up to the
-efficient size, as long as all in it stay in time and no one else gets late through it.
+efficient size, as long as all in it stay in time and no one else gets late through it; under
+overload it is at least as large as it takes to keep pace with the arrivals.
 
 **Too late.** What would miss its due time even if it were served alone and at once costs no
 more compute: it has expired (it named a deadline) or is shed (it did not). When the fastest degree
@@ -136,10 +137,6 @@ class Scheduler(Generic[RequestT]):
     def taken(self) -> int:
         """Places that are held or in which somebody waits."""
         return self.held + len(self._queue)
-
-    def waiting(self) -> tuple[RequestT, ...]:
-        """Return who waits, in order of service."""
-        return tuple(self._queue.items)
 
     # The way of a request: arrival, refusal or held places, admission, withdrawal.
 
