@@ -118,7 +118,9 @@ class AdmissionQueue:
         self._on_admit = on_admit
         self._draining = False
         self._closed = False
-        self.entries = OpenEntries(clock, on_request, self._forget, scheduler.answered)
+        self.entries = OpenEntries(
+            clock, on_request, self._forget, scheduler.answered, scheduler.timed_out
+        )
         self.quiet = asyncio.Event()
         self.quiet.set()
 

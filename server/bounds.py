@@ -22,6 +22,13 @@ HOW_TO_KNOW = (
 )
 
 
+BEATEN_BY = 0.005
+"""So much higher must the expected accuracy of a faster degree be for a slower one to be left out.
+
+A table is often measured on some hundred images, where less is chance.
+"""
+
+
 class Bounds:
     """The degrees from `low` to `high` that keep the accuracy floor.
 
@@ -100,7 +107,7 @@ class Bounds:
     def offered(self) -> tuple[OperatingPoint, ...]:
         """Return those allowed degrees that pay, and `r_source`, which trades nothing away.
 
-        Where that leaves none, it is the allowed degree nearest to `r_source`.
+        Left out as well is a degree that is slower and less accurate than one that pays. Where that leaves none, it is the allowed degree nearest to `r_source`.
         """
         self._refresh()
         return self._offered
@@ -114,10 +121,13 @@ class Bounds:
         return self._keeping
 
     def objection(self, r: int) -> str:
-        """Return why `r` is not offered: the slug `bounds`, `accuracy-floor` or `slow`."""
+        """Return why `r` is not offered: slug `bounds`, `accuracy-floor`, `slow` or `beaten`."""
         if not self.low <= r <= self.high:
             return "bounds"
-        return "slow" if r in (level.r for level in self.allowed()) else "accuracy-floor"
+        level = next((level for level in self.allowed() if level.r == r), None)
+        if level is None:
+            return "accuracy-floor"
+        return "beaten" if level.pays else "slow"
 
     def _refresh(self) -> None:
         points = self._table.points()
@@ -128,9 +138,10 @@ class Bounds:
         accurate = tuple(filter(self._accurate, between))
         self._allowed = accurate or (max(between, key=_accuracy),)
         self._warn_once(bool(accurate))
-        paying = tuple(
+        worth_it = tuple(
             replace(point, pays=True) for point in self._allowed if self._is_worth_it(point)
         )
+        paying = tuple(p for p in worth_it if p.r == self._r_source or not _beaten(p, worth_it))
         if not paying:
             rest = nearest(self._r_source, self._allowed)
             paying = tuple(p for p in self._allowed if p.r == rest)
@@ -189,6 +200,14 @@ def _accuracy(point: OperatingPoint) -> tuple[float, int]:
     """Sort by expected accuracy, unknown last; of equal ones the lower degree is the better."""
     known = point.expected_accuracy
     return (-1.0 if known is None else known, -point.r)
+
+
+def _beaten(point: OperatingPoint, others: Sequence[OperatingPoint]) -> bool:
+    """Whether a higher one of these, hence faster, is expected to be clearly more accurate."""
+    if point.expected_accuracy is None:
+        return False
+    enough = point.expected_accuracy + BEATEN_BY
+    return any(o.r > point.r and (o.expected_accuracy or 0.0) > enough for o in others)
 
 
 def _unknown(points: Sequence[OperatingPoint], r_source: int) -> str:

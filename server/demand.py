@@ -52,32 +52,6 @@ def extra_s(
     return extra
 
 
-def done_s(
-    level: OperatingPoint, levels: tuple[OperatingPoint, ...], backlog: Backlog
-) -> FloatArray:
-    """Return when each waiting image is done, in efficient batches at this level.
-
-    Args:
-        level: the degree.
-        levels: all that could be chosen, for images that accept less than `level.r`.
-        backlog: who waits, in order of service.
-
-    Returns:
-        `(n,)` float64, seconds from now.
-    """
-    return _with_extra(finish_s(level, len(backlog)), level, levels, backlog)
-
-
-def _with_extra(
-    finish: FloatArray,
-    level: OperatingPoint,
-    levels: tuple[OperatingPoint, ...],
-    backlog: Backlog,
-) -> FloatArray:
-    extra = extra_s(level, levels, backlog)
-    return finish if extra is None else finish + np.cumsum(extra)
-
-
 def in_time(
     level: OperatingPoint,
     levels: tuple[OperatingPoint, ...],
@@ -86,8 +60,8 @@ def in_time(
 ) -> bool:
     """Whether every waiting image is done `margin_s` before it is due, at this level.
 
-    The same as `done_s` against `slack_s`, but compared once per batch: the least slack in it with
-    its end.
+    An image is done at `finish_s` plus the `extra_s` of itself and of those before it; compared is
+    once per batch, its end with the least slack in it.
     """
     count = len(backlog)
     if count == 0:
@@ -140,14 +114,13 @@ def excess(
     """
     slack = backlog.slack_s * (1 - margin)
     finish = finish_s(level, len(backlog))
-    costs = extra_s(level, levels, backlog)
-    extra = np.zeros(len(backlog)) if costs is None else costs
+    extra = extra_s(level, levels, backlog)
+    if extra is None:
+        return _excess_of_equals(finish, slack)
     late = np.flatnonzero(finish + np.cumsum(extra) > slack)
     if not len(late):
         return []
     first = int(late[0])  # all before it are in time together
-    if costs is None and finish[first] > slack[first:].max():
-        return list(range(first, len(slack)))  # there is room for none of the rest
     surplus, kept = float(extra[:first].sum()), first
     dear = np.flatnonzero(extra[:first]).tolist()
     ends, slacks, extras = finish.tolist(), slack.tolist(), extra.tolist()
@@ -167,3 +140,19 @@ def excess(
             if given_up == index:
                 break
     return sorted(gone)
+
+
+def _excess_of_equals(finish_s: FloatArray, slack_s: FloatArray) -> list[int]:
+    """Return whom to give up where all cost the same: who comes when its time is filled already."""
+    room = np.searchsorted(finish_s, slack_s, side="right")
+    late = np.flatnonzero(room <= np.arange(len(room)))
+    if not len(late):
+        return []
+    gone: list[int] = []
+    kept = int(late[0])  # all before it are in time together
+    for index, most in enumerate(room[kept:].tolist(), kept):
+        if kept < most:
+            kept += 1
+        else:
+            gone.append(index)
+    return gone

@@ -3,19 +3,17 @@
 Two questions decide whether a degree suffices. *Can it serve who waits?* Every waiting image,
 taken in order of service, must be done before it is due (`demand.in_time`). *Can it serve who will
 come?* The waiting images and those that the arrival rate foretells for the next `HORIZON_S` must
-fit into what the degree serves in that time plus a share of the SLO:
+fit into what the degree serves in that time:
 
-    queue + rate · horizon ≤ throughput(r) · (horizon + share · SLO)
+    queue + rate · horizon ≤ throughput(r) · horizon
 
-Without a queue a degree may thus be a little too slow for the arrivals, which spends slack instead
-of accuracy on a short burst; as the queue grows the same inequality asks for more, and under
-lasting load it comes to rest where the throughput equals the rate and the queue fills that share of
-the SLO. One middle degree is better than alternating between a low and a high one: what merging
+As the queue grows the same inequality asks for more, so that it is worked off within about a
+second. One middle degree is better than alternating between a low and a high one: what merging
 costs grows faster than what it saves.
 
 Raising is immediate. Lowering is damped: `r` is never below the highest degree that was needed
-within the last `dwell_s`, and for that memory a degree must suffice with more room (a smaller
-share, and a rate with a margin). The gap between the two is the hysteresis that lets a constant
+within the last `dwell_s`, and for that memory a degree must suffice with more room (next to no
+queue, and a rate with a margin). The gap between the two is the hysteresis that lets a constant
 load settle.
 """
 
@@ -44,16 +42,14 @@ class DemandPolicy:
 
     HORIZON_S = 1.0
     """As far as the arrival rate of the last moments is trusted."""
-    RAISE_SHARE = 0.2
-    """Share of the SLO that the queue may fill before a higher degree is taken."""
     LOWER_SHARE = 0.1
-    """The same for a lower degree to count as sufficient."""
+    """Share of the SLO that the queue may fill for a lower degree to count as sufficient."""
     LOWER_RATE = 1.15
     """Room that a lower degree must have over the arrival rate."""
     MARGIN = 0.4
     """Share of the SLO that is kept back for the way out and for what comes between."""
 
-    def __init__(self, *, dwell_s: float = 0.5) -> None:
+    def __init__(self, *, dwell_s: float = 1.0) -> None:
         if not dwell_s >= 0:
             raise ValueError(f"dwell_s={dwell_s} must not be negative")
         self._dwell_s = dwell_s
@@ -82,8 +78,7 @@ class DemandPolicy:
         """Return the first level that serves who waits and who will come; None if none does."""
         waiting = load.queue_length + load.decoding
         coming = waiting + load.arrival_rate * self.HORIZON_S
-        time_s = self.HORIZON_S + self.RAISE_SHARE * load.slo_s
-        candidates = [level for level in levels if level.images_per_s * time_s >= coming]
+        candidates = [level for level in levels if level.images_per_s * self.HORIZON_S >= coming]
         margin_s = self.MARGIN * load.slo_s + load.switch_s
         low, high = 0, len(candidates)
         while low < high:  # faster levels finish sooner, so bisection finds the first
@@ -128,11 +123,7 @@ def _quickest(load: LoadSnapshot, levels: Levels) -> OperatingPoint:
     """
     count = max(1, load.queue_length)
 
-    def cleared_s(level: OperatingPoint) -> float:
-        full, rest = divmod(count, level.batch_size)
-        return full * level.batch_s(level.batch_size) + (level.batch_s(rest) if rest else 0.0)
-
-    first = min(levels, key=cleared_s)
+    first = min(levels, key=lambda level: level.clear_s(count))
     if load.queue_length and count < first.batch_size:
         return first
     nearly = [level for level in levels if level.images_per_s >= NEARLY * first.images_per_s]

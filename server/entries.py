@@ -77,6 +77,7 @@ class OpenEntries:
         on_request: observers of each image's end, whatever it was.
         on_end: called with each entry that has ended, before anyone hears of it.
         on_result: called with each entry that ends with a result, and the time.
+        on_timeout: called when an entry's deadline has come before the scheduler gave it up.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class OpenEntries:
         on_request: Sequence[Callable[[RequestStats], None]],
         on_end: Callable[[Entry], None],
         on_result: Callable[[float, Entry], None] = lambda now, entry: None,
+        on_timeout: Callable[[], None] = lambda: None,
     ) -> None:
         self._clock = clock
         self._on_request = on_request
         self._on_end = on_end
         self._on_result = on_result
+        self._on_timeout = on_timeout
         self._ids = itertools.count()
         self._open: dict[int, Entry] = {}
 
@@ -123,7 +126,7 @@ class OpenEntries:
         self._open[entry.id] = entry
         entry.future.add_done_callback(lambda _: self.drop_if_cancelled(entry))
         if entry.deadline is not None:
-            entry.timer = loop.call_later(max(0.0, entry.deadline - now), self.expire, entry)
+            entry.timer = loop.call_later(max(0.0, entry.deadline - now), self._time_out, entry)
         return entry
 
     # Each of these ends an entry, unless it has ended already.
@@ -172,6 +175,10 @@ class OpenEntries:
         """Answer whatever is open that the server stops."""
         for entry in list(self._open.values()):
             self.close(entry)
+
+    def _time_out(self, entry: Entry) -> None:
+        self._on_timeout()
+        self.expire(entry)
 
     def _end_with(
         self,

@@ -41,7 +41,7 @@ class ServerSettings:
     max_queue_delay_s: float = 0.002
     queue_size: int = 256
     shed_late: bool = True
-    dwell_s: float = 0.5
+    dwell_s: float = 1.0
     max_r: int | None = None
     min_accuracy: float | None = None
 
@@ -75,7 +75,7 @@ def true_machine(
     slow_downs: Sequence[SlowDown] = (),
 ) -> Machine:
     """Return the machine that a profile describes, its fit taken for the truth."""
-    fit = fit_latency(profile.measurements, profile.work, max_batch_size)
+    fit = fit_latency(profile.measurements, profile.work, max_batch_size, profile.lanes)
     sizes = range(1, max_batch_size + 1)
     seconds = {r: tuple(fit.batch_s(r, size) for size in sizes) for r in profile.degrees}
     overhead = profile.serving or NO_OVERHEAD

@@ -63,7 +63,7 @@ class OperatingTable:
         self._accuracy = dict(profile.expected_accuracy() if accuracy is None else accuracy)
         self._measured = {(m.r, m.batch): m for m in profile.measurements}
         self._tried = {m.r for m in profile.measurements}
-        fit = fit_latency(profile.measurements, profile.work, self.max_batch_size)
+        fit = fit_latency(profile.measurements, profile.work, self.max_batch_size, profile.lanes)
         self._belief = LatencyBelief(fit, _first_spread(profile))
         self._pays = np.zeros(len(self.degrees), bool)
         self._seen_state = self._built_state = self._belief.state

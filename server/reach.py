@@ -74,9 +74,7 @@ class Reach:
             level = self.level(int(self._degrees[max_r]))
         elif count <= len(self._best_s):
             return float(self._best_s[count - 1])
-        full, rest = divmod(count, level.batch_size)
-        full_s = full * level.batch_s(level.batch_size)
-        return full_s + (level.batch_s(rest) if rest else 0.0)
+        return level.clear_s(count)
 
     def quick(self, count: int) -> Levels:
         """Return the level at which so few images are done first, if it is not the fastest one."""

@@ -25,20 +25,21 @@ reached. An estimate may be wrong, so only what misses by `DOUBT` of it counts a
 import logging
 import math
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from server.demand import excess, in_time, paced
+from server.dial import Dial
 from server.due_queue import DueQueue
 from server.meters import LoadMeter
 from server.pending import PendingRequest, Refusal, Selection
 from server.policy import Decision
-from server.reach import Levels, Reach
+from server.reach import Reach
 from server.stats import Backlog, BatchStats, LoadSnapshot
 from tocom_core.operating_point import OperatingPoint
 
-__all__ = ["Dial", "PendingRequest", "Refusal", "Scheduler", "Selection"]
+__all__ = ["PendingRequest", "Refusal", "Scheduler", "Selection"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,40 +56,6 @@ MARGIN = 0.04
 
 
 RequestT = TypeVar("RequestT", bound=PendingRequest)
-
-
-class Table(Protocol):
-    """What the scheduler needs of the table of levels."""
-
-    @property
-    def spread(self) -> float:
-        """Relative error of believed durations of late."""
-        ...
-
-    def points(self) -> Levels:
-        """Return all levels of the model, ascending."""
-        ...
-
-
-class Dial(Protocol):
-    """What the scheduler needs of the controller."""
-
-    @property
-    def table(self) -> Table:
-        """What is believed of each degree."""
-        ...
-
-    def decide(self, load: LoadSnapshot) -> Decision:
-        """Choose the next batch's degree."""
-        ...
-
-    def levels(self) -> Levels:
-        """Return the levels that a decision may choose now; a pin leaves one."""
-        ...
-
-    def keeping(self) -> Levels:
-        """Return the levels that keep the accuracy floor, whatever the bounds."""
-        ...
 
 
 class Scheduler(Generic[RequestT]):
@@ -235,6 +202,10 @@ class Scheduler(Generic[RequestT]):
     def answered(self, now: float, request: RequestT) -> None:
         """Note that a request got its result."""
         self._meter.answered(now, now - request.received_at, late=now > request.due)
+
+    def timed_out(self) -> None:
+        """Note that a deadline came before its request was answered or given up."""
+        self._meter.lost(1)
 
     def load(self, now: float) -> LoadSnapshot:
         """Return what a policy needs to know; its SLO and levels are the controller's to add."""

@@ -144,7 +144,7 @@ class Settings(BaseSettings):
         description="No automatic choice goes below this expected accuracy (0 to 1).",
     )
     dwell_s: float = Field(
-        0.5, ge=0, le=3600, description="How long load must be low before r is lowered."
+        1.0, ge=0, le=3600, description="How long load must be low before r is lowered."
     )
     profile: str = Field(
         "auto",

@@ -140,7 +140,7 @@ class ThresholdPolicy:
         level, though, that it alone would raise the degree again.
         """
         behind = max(0, load.queue_length + load.decoding - 1)
-        wait_s = max(load.oldest_wait_s, drain_s(lower, behind))
+        wait_s = max(load.oldest_wait_s, lower.clear_s(behind))
         return (
             wait_s < self._low * load.slo_s
             and lower.batch_s(1) <= self._high * load.slo_s
@@ -158,13 +158,7 @@ def predicted_latency_s(load: LoadSnapshot, level: OperatingPoint) -> float:
     if not coming:
         return 0.0
     first_s = level.batch_s(min(coming, level.batch_size))
-    return max(load.oldest_wait_s + first_s, drain_s(level, coming))
-
-
-def drain_s(level: OperatingPoint, count: int) -> float:
-    """Return how long so many images take in efficient batches, one after the other."""
-    full, rest = divmod(count, level.batch_size)
-    return full * level.batch_s(level.batch_size) + (level.batch_s(rest) if rest else 0.0)
+    return max(load.oldest_wait_s + first_s, level.clear_s(coming))
 
 
 def _answers_late(load: LoadSnapshot) -> bool:

@@ -4,7 +4,9 @@ Two steps, both on relative errors, as a tenth too slow is as bad at 2 ms as at 
 
 1. *A law.* `t(r, b) = c0 + c1·[r>0] + b·(c2·work(r) + c3·[r>0])`: what a batch costs, what merging
    adds to it, what an image's arithmetic costs, what merging adds to that; none is negative. Small
-   penalties pull towards `b·work(r)` alone, so that two measurements suffice.
+   penalties pull towards `b·work(r)` alone, so that two measurements suffice. Where a batch is
+   shared out to lanes, `b` is rounded up to a multiple of them: seven images on two lanes take as
+   long as eight, so the law knows which sizes waste a part of the machine.
 2. *A correction field.* log(measured / law), as a Gaussian process over (work, log2 b) with an
    exponential kernel ("kriging"). A measured cell is met up to its own noise; between measured
    neighbours the correction runs next to linearly; far from all of them it fades to the law. The
@@ -139,7 +141,10 @@ def durations(law_s: Array, field: Array, grid: Grid) -> Array:
 
 
 def fit_latency(
-    measurements: Sequence[Measurement], work: Mapping[int, float], max_batch_size: int
+    measurements: Sequence[Measurement],
+    work: Mapping[int, float],
+    max_batch_size: int,
+    lanes: int = 1,
 ) -> LatencyFit:
     """Fit durations for all degrees of `work` and batches of up to `max_batch_size` images.
 
@@ -147,12 +152,13 @@ def fit_latency(
         measurements: one or more, of degrees in `work`, any batch size.
         work: every degree → its multiply-adds relative to r=0.
         max_batch_size: the largest batch to estimate.
+        lanes: how many share out a batch by images.
     """
     grid = Grid.over(work, max(max_batch_size, *(m.batch for m in measurements)))
     rows = [grid.index[m.r] for m in measurements]
     columns = [m.batch - 1 for m in measurements]
     seconds = np.array([m.seconds for m in measurements])
-    terms = _terms(grid)
+    terms = _terms(grid, lanes)
     coefficients = _fit_law(terms[rows, columns], seconds)
     law_s: Array = terms @ coefficients
 
@@ -167,10 +173,10 @@ def fit_latency(
     return LatencyFit(grid, law_s, field, covariance, coefficients)
 
 
-def _terms(grid: Grid) -> Array:
+def _terms(grid: Grid, lanes: int) -> Array:
     """What the four coefficients are multiplied with: `(degrees, sizes, 4)`."""
     merging = (np.array(grid.degrees) > 0)[:, None]
-    images = np.arange(1.0, grid.sizes[-1] + 1)[None, :]
+    images = lanes * np.ceil(np.arange(1.0, grid.sizes[-1] + 1) / lanes)[None, :]
     ones = np.ones_like(images)
     factors = (ones, merging * ones, images * grid.work[:, None], images * merging)
     return np.stack(np.broadcast_arrays(*factors), axis=-1)

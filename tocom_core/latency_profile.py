@@ -152,6 +152,12 @@ class LatencyProfile:
         """All degrees, ascending."""
         return tuple(sorted(self.work))
 
+    @property
+    def lanes(self) -> int:
+        """Between how many a batch was shared out by images, as `device` says; else 1."""
+        told = self.device.get("lanes")
+        return told if isinstance(told, int) and told > 0 else 1
+
     def expected_accuracy(self) -> dict[int, float]:
         """Degree → accuracy: from an evaluation if there is any, else the agreement.
 

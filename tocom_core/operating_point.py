@@ -50,3 +50,9 @@ class OperatingPoint:
             return self.batch_seconds[size - 1]
         full, rest = divmod(size, largest)
         return full * self.batch_seconds[-1] + (self.batch_seconds[rest - 1] if rest else 0.0)
+
+    def clear_s(self, count: int) -> float:
+        """Return how long `count` images take in efficient batches, one after the other."""
+        full, rest = divmod(count, self.batch_size)
+        full_s = full * self.batch_seconds[self.batch_size - 1]
+        return full_s + (self.batch_seconds[rest - 1] if rest else 0.0)

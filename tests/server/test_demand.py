@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.demand import done_s, excess, finish_s, in_time, paced
+from server.demand import excess, extra_s, finish_s, in_time, paced
+from server.stats import Backlog, FloatArray
 from tests.server.fakes import believed
 from tests.server.situations import backlog, level, machines
+from tocom_core.operating_point import OperatingPoint
 
 LEVELS = believed(lambda r, size: size / (100.0 + 6.25 * r), batch_size=4)
 """100 images/s at r=0, 200 at r=16, in batches of four."""
@@ -20,6 +22,13 @@ SLOW, FAST = LEVELS[0], LEVELS[16]
 def test_an_image_is_done_with_its_batch() -> None:
     """Six images in batches of four: four done together, then two."""
     assert finish_s(SLOW, 6) == pytest.approx([0.04] * 4 + [0.06] * 2)
+
+
+def done_s(one: OperatingPoint, levels: tuple[OperatingPoint, ...], waiting: Backlog) -> FloatArray:
+    """When each waiting image is done, with what limited ones cost on top."""
+    extra = extra_s(one, levels, waiting)
+    finish = finish_s(one, len(waiting))
+    return finish if extra is None else finish + np.cumsum(extra)
 
 
 @given(machine=machines(), count=st.integers(0, 60))
@@ -119,6 +128,18 @@ def test_no_fewer_can_be_given_up(slack_s: list[float], limited: list[bool]) -> 
     for index in sorted(set(range(len(slack_s))) - set(gone)):
         time_s += costs[index]
         assert time_s <= slack_s[index] + 1e-9
+
+
+@given(machine=machines(), slack_s=st.lists(st.floats(-1, 2), max_size=40))
+def test_whoever_comes_when_the_time_is_filled_goes(machine, slack_s: list[float]) -> None:
+    """Equal costs, due times in any order as priorities make them: one pass says who goes."""
+    ends = finish_s(machine[0], len(slack_s)).tolist()
+    kept: list[int] = []
+    for index, slack in enumerate(slack_s):
+        if ends[len(kept)] <= slack:
+            kept.append(index)
+    gone = excess(backlog(slack_s), machine[0], machine, lambda index: 1)
+    assert gone == sorted(set(range(len(slack_s))) - set(kept))
 
 
 def test_nobody_of_higher_priority_goes_for_a_lower_one() -> None:

@@ -53,6 +53,7 @@ def test_a_waiting_request_expires_at_its_deadline() -> None:
         await bench.batcher.drain(10)
         assert bench.model.served == ["slow"]
         assert bench.outcomes == {"ok": 1, "expired": 1}
+        assert bench.scheduler.load(loop_time()).late == 1
 
     run_virtual(main())
 
@@ -61,13 +62,14 @@ def test_a_running_request_expires_at_its_deadline() -> None:
     """No success is reported after the deadline; the batch's other images are answered."""
 
     async def main() -> None:
-        bench = Bench(FakeModel(lambda r: 1.0), batch_s=lambda r, size: 0.1 * size)
+        bench = Bench(FakeModel(lambda r: 1.0), batch_s=lambda r, size: 0.1 * size, slo_s=5.0)
         late, fine = bench.submit("late", deadline=0.5), bench.submit("fine")
         with pytest.raises(DeadlineExpired, match="being computed"):
             await late
         assert loop_time() == pytest.approx(0.5)
         assert (await fine).output == "fine"
         assert bench.outcomes == {"expired": 1, "ok": 1}
+        assert bench.scheduler.load(loop_time()).late == 1
 
     run_virtual(main())
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server.policy import Decision
-from server.threshold_policy import ThresholdPolicy, drain_s, predicted_latency_s
+from server.threshold_policy import ThresholdPolicy, predicted_latency_s
 from tests.server.closed_loop import ClosedLoop
 from tests.server.situations import level, levels, linear_speedup, snapshot
 
@@ -173,13 +173,6 @@ def test_the_prediction_is_the_longest_of_the_waiting_images() -> None:
     assert predicted_latency_s(snapshot(), steady) == 0.0
     assert predicted_latency_s(snapshot(waiting=2, waited_s=0.2), steady) == pytest.approx(0.22)
     assert predicted_latency_s(snapshot(waiting=30, waited_s=0.1), steady) == pytest.approx(0.3)
-
-
-def test_a_queue_drains_in_efficient_batches() -> None:
-    """Five images in twos are two full batches and one of one, each with its overhead."""
-    slow = level(0, 8 / 0.12, overhead_s=0.04, batch_size=2)  # 0.04 s and 0.01 s an image
-    assert drain_s(slow, 5) == pytest.approx(0.06 + 0.06 + 0.05)
-    assert drain_s(slow, 0) == 0.0
 
 
 @settings(max_examples=25, deadline=None)
