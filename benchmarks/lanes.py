@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.interleaved import Variant, default_models, measure_rounds, ratios
+from server.backends import Eager
 from server.forward import Forward
 from server.lanes import Lanes, choose_lanes
 from tocom_core import CompressedViT, load_model
@@ -83,7 +84,7 @@ def _measure(
     model = CompressedViT(loaded.vit).eval()
     where = torch.device("cpu"), torch.float32
     ways = {
-        name: Forward(model, loaded.normalize, *where, Lanes(lanes, threads))
+        name: Forward(Eager(model), loaded.normalize, *where, Lanes(lanes, threads))
         for name, lanes in (("plain", 1), ("lanes", count))
     }
     shape = (max(options.batch_sizes), *loaded.input_size)

@@ -191,7 +191,7 @@ class Batcher:
         stats: BatchStats | None = None
         try:
             outcome = await self._forward([entry.payload for entry in batch], r)
-            stats = _stats(outcome, started_at, limited)
+            stats = _stats(outcome, started_at, self._clock(), limited)
         except Exception as error:
             told = isinstance(error, ForwardFailed)  # whoever raises it has logged the cause
             logger.error("a batch of %d at r=%d failed", len(batch), r, exc_info=not told)
@@ -229,9 +229,10 @@ class Batcher:
         return outcome
 
 
-def _stats(outcome: BatchOutcome, started_at: float, limited: bool) -> BatchStats:
-    size = len(outcome.outputs)
-    return BatchStats(outcome.r, size, outcome.merge_s, outcome.compute_s, started_at, limited)
+def _stats(outcome: BatchOutcome, started_at: float, now: float, limited: bool) -> BatchStats:
+    size, merge_s, compute_s = len(outcome.outputs), outcome.merge_s, outcome.compute_s
+    handover_s = max(0.0, now - started_at - merge_s - compute_s)
+    return BatchStats(outcome.r, size, merge_s, compute_s, started_at, limited, handover_s)
 
 
 def _forward_failed(error: Exception) -> ForwardFailed:

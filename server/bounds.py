@@ -107,7 +107,8 @@ class Bounds:
     def offered(self) -> tuple[OperatingPoint, ...]:
         """Return those allowed degrees that pay, and `r_source`, which trades nothing away.
 
-        Left out as well is a degree that is slower and less accurate than one that pays. Where that leaves none, it is the allowed degree nearest to `r_source`.
+        Left out as well is a degree that is slower and less accurate than one that pays. Where that
+        leaves none, it is the allowed degree nearest to `r_source`.
         """
         self._refresh()
         return self._offered

@@ -28,7 +28,7 @@ DEGREES = 6
 LOADS = (0.2, 0.4, 0.6, 0.8, 0.95, 1.1)
 """Multiples of the capacity of the degree."""
 SECONDS = 4.0
-CAPACITY_S = 3.0
+CAPACITY_S = 4.0
 FEWEST_RUNS = 3
 PROBE_EVERY_S = 0.25
 

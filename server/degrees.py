@@ -74,12 +74,12 @@ def table_accuracies(table: Mapping[str, Any] | None, *, with_bank: bool) -> tup
 
 
 def device_identity(
-    device: torch.device, dtype: str, threads: int, lanes: int
+    device: torch.device, dtype: str, threads: int, lanes: int, backend: str
 ) -> dict[str, str | int]:
     """The device and what else decides how fast one and the same model runs on it."""
     told: dict[str, str | int] = {"device": _device_name(device)}
     if device.type == "cpu":
-        told |= {"threads": threads, "lanes": lanes}
+        told |= {"threads": threads, "lanes": lanes, "backend": backend}
     return told | {"dtype": dtype, "torch": str(torch.__version__)}
 
 

@@ -18,6 +18,7 @@ load settle.
 """
 
 from collections import deque
+from collections.abc import Callable, Sequence
 
 from server.demand import in_time
 from server.policy import Decision, nearest
@@ -25,6 +26,7 @@ from server.stats import LoadSnapshot
 from tocom_core.operating_point import OperatingPoint
 
 Levels = tuple[OperatingPoint, ...]
+Suffices = Callable[[OperatingPoint], bool]
 
 NEARLY = 0.7
 """In overload the highest level is taken that is believed to have so much of the best throughput.
@@ -55,6 +57,7 @@ class DemandPolicy:
         self._dwell_s = dwell_s
         self._started_at: float | None = None
         self._needed: deque[tuple[float, int]] = deque()  # falling degrees: a sliding maximum
+        self._place = 0  # among the candidates of the last decision
 
     def decide(self, load: LoadSnapshot, current_r: int) -> Decision:
         """Compare demand and throughput of the levels; see the module for the rule."""
@@ -80,16 +83,13 @@ class DemandPolicy:
         coming = waiting + load.arrival_rate * self.HORIZON_S
         candidates = [level for level in levels if level.images_per_s * self.HORIZON_S >= coming]
         margin_s = self.MARGIN * load.slo_s + load.switch_s
-        low, high = 0, len(candidates)
-        while low < high:  # faster levels finish sooner, so bisection finds the first
-            middle = (low + high) // 2
-            level = candidates[middle]
+
+        def suffices(level: OperatingPoint) -> bool:
             doubt_s = load.spread * level.batch_seconds[level.batch_size - 1]
-            if in_time(level, levels, load.backlog, margin_s + doubt_s):
-                high = middle
-            else:
-                low = middle + 1
-        return candidates[low] if low < len(candidates) else None
+            return in_time(level, levels, load.backlog, margin_s + doubt_s)
+
+        self._place = first_sufficient(candidates, suffices, self._place)
+        return candidates[self._place] if self._place < len(candidates) else None
 
     def _roomy(self, load: LoadSnapshot, levels: Levels) -> OperatingPoint:
         """Return the first level that suffices with room, or the last one."""
@@ -112,6 +112,23 @@ class DemandPolicy:
         self._needed.append((now, r))
         while self._needed[0][0] < now - self._dwell_s:
             self._needed.popleft()
+
+
+def first_sufficient(levels: Sequence[OperatingPoint], suffices: Suffices, hint: int) -> int:
+    """Return the place of the first level that suffices; their number if none does.
+
+    Faster levels finish sooner, so bisection finds it. Under steady load it is the one of the last
+    decision: that place and its neighbour are tried first.
+    """
+    low, high, tried = 0, len(levels), 0
+    while low < high:
+        place = min(max(low, hint), high - 1) if tried < 2 else (low + high) // 2
+        tried += 1
+        if suffices(levels[place]):
+            high, hint = place, place - 1
+        else:
+            low, hint = place + 1, place + 1
+    return low
 
 
 def _quickest(load: LoadSnapshot, levels: Levels) -> OperatingPoint:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.backends import choose_backend
 from server.clock import Clock, monotonic
 from server.degrees import (
     device_identity,
@@ -77,6 +78,7 @@ class Engine:
 
     Attributes:
         max_r: the highest degree.
+        backend: what computes batches, by the name that the setting has for it.
         work: degree to its multiply-adds relative to those of r=0, for all degrees.
         device_identity: the device and what else decides how fast the model runs on it.
         model_identity: the model and what else decides how accurate it is.
@@ -100,21 +102,23 @@ class Engine:
         self.device = pick_device(settings.device)
         self.dtype = _DTYPES[settings.dtype]
         self.r_source = loaded.r_source
-        lanes = choose_lanes(settings.lanes, threads, self.device.type)
+        lanes = Lanes(choose_lanes(settings.lanes, threads, self.device.type), threads)
         model = _compressed(loaded, bank, settings)
         self.model_identity = model_identity(loaded, bank, model, settings.scaling)
-        self.device_identity = device_identity(self.device, settings.dtype, threads, lanes)
         self.model = model.to(self.device, self.dtype)
         self.max_r = highest_degree(model, bank, self.r_source, settings.max_r)
+        backend = choose_backend(settings.backend, self.model, lanes, threads, self.max_r)
+        self.backend = backend.name
+        self.device_identity = device_identity(
+            self.device, settings.dtype, threads, lanes.count, backend.name
+        )
         self.work = relative_work(model, self.max_r)
         self._merger = self._new_merger(settings.scaling)
         self._max_batch_size = settings.max_batch_size
         self._clock = clock
         self._failures = 0
         self._samples: list[Tensor] = []
-        self._forward = Forward(
-            self.model, loaded.normalize, self.device, self.dtype, Lanes(lanes, threads)
-        )
+        self._forward = Forward(backend, loaded.normalize, self.device, self.dtype, lanes)
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="inference", initializer=use_threads, initargs=(threads,)
         )

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from server.backends import Backend
 from server.lanes import Lanes
-from tocom_core.compressed_vit import CompressedViT
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class Forward:
     """Decoded images to class probabilities.
 
     Args:
-        model: in eval mode, on its device, in its dtype; nobody changes it during a call.
+        backend: runs the model; nobody changes its weights during a call.
         normalize: uint8 ``(B, 3, H, W)`` on the device to the model's input in a dtype.
         device: where the model is.
         dtype: of its weights.
@@ -28,13 +28,13 @@ class Forward:
 
     def __init__(
         self,
-        model: CompressedViT,
+        backend: Backend,
         normalize: Normalize,
         device: torch.device,
         dtype: torch.dtype,
         lanes: Lanes,
     ) -> None:
-        self._model = model
+        self._backend = backend
         self._normalize = normalize
         self._device = device
         self._dtype = dtype
@@ -54,7 +54,8 @@ class Forward:
             Exception: whatever the model raises; out of memory only where one image is too much.
         """
         try:
-            return self._lanes.run(partial(self._part, r=r), images)
+            whole = self._lanes.count == 1 or len(images) == 1
+            return self._lanes.run(partial(self._part, r=r, whole=whole), images)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(images) == 1:
                 raise
@@ -69,10 +70,10 @@ class Forward:
         """End the lanes' threads; parts that are running are not waited for."""
         self._lanes.close()
 
-    def _part(self, images: Tensor, r: int) -> Tensor:
+    def _part(self, images: Tensor, r: int, whole: bool) -> Tensor:
         with torch.inference_mode():  # here, as it holds for one thread only
             pixels = self._normalize(images.to(self._device), self._dtype)
-            logits: Tensor = self._model(pixels, r)
+            logits = self._backend.logits(pixels, r, whole=whole)
             return logits.float().softmax(dim=-1).cpu()
 
 

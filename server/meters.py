@@ -97,7 +97,7 @@ class LoadMeter:
         self._busy_until = 0.0
         if stats is None:
             return
-        self._last_batch_at = stats.started_at + stats.merge_s + stats.compute_s
+        self._last_batch_at = stats.started_at + stats.merge_s + stats.compute_s + stats.handover_s
         if self._last_r is not None and stats.r != self._last_r:
             weight = SWITCH_WEIGHT if self._switch_s else 1.0
             self._switch_s += weight * (stats.merge_s - self._switch_s)

@@ -93,9 +93,13 @@ class OperatingTable:
         return self._points[self._row(r)].batch_s(size)
 
     def observe(self, batch: BatchStats) -> None:
-        """Learn from a live batch; one that cannot be (unknown degree, no duration) is ignored."""
+        """Learn from a live batch; one that cannot be (unknown degree, no duration) is ignored.
+
+        The way to the model's thread and back counts: it is time in which no other batch runs.
+        """
+        took_s = batch.compute_s + batch.handover_s
         if self._is_plausible(batch.r, batch.size, batch.compute_s):
-            self._belief.learn_live(self.degrees.index(batch.r), batch.size, batch.compute_s)
+            self._belief.learn_live(self.degrees.index(batch.r), batch.size, took_s)
             self._note_tried(batch.r)
 
     def measure(self, r: int, batch: int, seconds: float) -> None:

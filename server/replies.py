@@ -69,6 +69,7 @@ def model_info(engine: Engine) -> ModelInfo:
         bank=None if bank is None else _bank_info(bank, engine.scaling),
         device=str(engine.device),
         dtype=str(engine.dtype).removeprefix("torch."),
+        backend=engine.backend,
     )
 
 

@@ -86,6 +86,11 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch."
     )
+    backend: Literal["auto", "eager", "onnx"] = Field(
+        "auto",
+        description="What computes a batch: eager (PyTorch), onnx (ONNX Runtime, float32 on a CPU, "
+        "pip install 'tocom-serve[onnx]'), or auto: whichever is faster here.",
+    )
     lanes: int = Field(
         0,
         ge=0,

@@ -59,7 +59,8 @@ class BatchOutcome:
 class BatchStats:
     """One forward: its degree, its size, and what merging weights and computing took.
 
-    `limited` says that the requests' own `max_r` set the degree, not the controller.
+    `limited` says that the requests' own `max_r` set the degree, not the controller. `handover_s` is
+    the way to the model's thread and back, through whatever else the process has to do.
     """
 
     r: int
@@ -68,6 +69,7 @@ class BatchStats:
     compute_s: float
     started_at: float
     limited: bool = False
+    handover_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,27 @@
 The live query and value rows are always rebuilt as ``pristine + delta``: summed in float32 and
 cast once.  Nothing is ever added to or taken from the live weight, so no sequence of switches can
 make it drift, and back at ``r_source`` it is bit for bit what the checkpoint held.
+
+Rows that were built once are kept, as far as the memory allowed for them reaches, so that a switch
+to a degree that was visited before is one copy per layer and no arithmetic.
 """
 
 import copy
 import warnings
+from collections import OrderedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tocom_core.bank import Bank, backbone_digest
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.errors import BankError, BankMismatchWarning
+
+KEPT_BYTES = 256 * 2**20
+"""Room for kept rows: all 17 degrees of ViT-Tiny (59 MB) or ViT-S, four of ViT-B in float32."""
+
+Rows = list[Tensor]
+"""Per layer the query and value rows, ``(2, D, D)``."""
 
 
 class WeightMerger:
@@ -26,6 +36,8 @@ class WeightMerger:
         scaling: ``s``; default: the bank's own.
         trained_from: digest of the backbone that the model was fine-tuned from, if known; spares
             the warning when it is the bank's.
+        kept_bytes: memory for the rows of degrees that were visited, on the model's device; those
+            that were not used for the longest time go first.
 
     Raises:
         BankError: depth or width differ, or ``r_source`` is above ``K``.
@@ -42,6 +54,7 @@ class WeightMerger:
         scaling: float | None = None,
         *,
         trained_from: str | None = None,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
         _check_fit(model, bank)
         bank.check_degree(r_source, "r_source")
@@ -52,8 +65,9 @@ class WeightMerger:
         self._scaling = scaling
         self._layers = [block.attn.qkv for block in model.vit.blocks]
         self._dim = model.embed_dim
-        self._pristine = [self._rows(layer) for layer in self._layers]
-        self._pristine = [(q.clone(), v.clone()) for q, v in self._pristine]
+        self._pristine: Rows = [rows.clone() for rows in self._live_rows()]
+        self._kept: OrderedDict[int, Rows] = OrderedDict()
+        self._most_kept = kept_bytes // sum(rows.nbytes for rows in self._pristine)
 
     @property
     def r_target(self) -> int:
@@ -83,32 +97,39 @@ class WeightMerger:
         self._bank.check_degree(r)
         if r == self._r_target:
             return
-        rows = self._pristine if r == self._r_source else self._build(r)
-        for layer, (query, value) in zip(self._layers, rows, strict=True):
-            live_query, live_value = self._rows(layer)
-            live_query.copy_(query)
-            live_value.copy_(value)
+        torch._foreach_copy_(self._live_rows(), self._rows_for(r))
         self._r_target = r
 
-    def _build(self, r: int) -> list[tuple[Tensor, Tensor]]:
+    def _rows_for(self, r: int) -> Rows:
+        """The rows for degree ``r``, built if they are not kept."""
+        if r == self._r_source:
+            return self._pristine
+        rows = self._kept.pop(r, None)
+        if rows is None:
+            rows = self._build(r)
+        if self._most_kept:
+            self._kept[r] = rows
+            if len(self._kept) > self._most_kept:
+                self._kept.popitem(last=False)
+        return rows
+
+    def _build(self, r: int) -> Rows:
         """The rows for degree ``r``, in the live dtype and on the live device."""
         delta = self._bank.delta(self._r_source, r, self._scaling)
         rows = [
-            (_plus(query, delta[number][0]), _plus(value, delta[number][1]))
-            for number, (query, value) in enumerate(self._pristine)
+            _plus(rows, torch.stack(delta[number])) for number, rows in enumerate(self._pristine)
         ]
-        finite = torch.stack([torch.isfinite(w).all() for pair in rows for w in pair])
-        if not finite.all():
+        if not torch.stack([torch.isfinite(layer).all() for layer in rows]).all():
             raise BankError(
-                f"the weights for r={r} would not be finite in {rows[0][0].dtype}; "
+                f"the weights for r={r} would not be finite in {rows[0].dtype}; "
                 f"the model stays at r={self._r_target}"
             )
         return rows
 
-    def _rows(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    def _live_rows(self) -> Rows:
         """Views of the live query and value rows of timm's fused ``qkv.weight``."""
-        weight = layer.weight.detach()
-        return weight[: self._dim], weight[2 * self._dim :]
+        weights = [layer.weight.detach() for layer in self._layers]
+        return [weight.view(3, self._dim, self._dim)[::2] for weight in weights]
 
 
 def _plus(pristine: Tensor, delta: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The fit: sensible from two measurements, close with a few, exact where measured."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -31,11 +32,11 @@ def gpu(r: int, batch: int) -> float:
 
 
 def fitted(
-    latency: Latency, cells: Iterable[tuple[int, int]], largest: int = LARGEST
+    latency: Latency, cells: Iterable[tuple[int, int]], largest: int = LARGEST, lanes: int = 1
 ) -> LatencyFit:
     """Fit what these cells take, measured well."""
     measured = [Measurement(r, b, latency(r, b), spread=0.02, runs=5) for r, b in cells]
-    return fit_latency(measured, WORK, largest)
+    return fit_latency(measured, WORK, largest, lanes)
 
 
 def worst_error(fit: LatencyFit, latency: Latency) -> float:
@@ -54,6 +55,20 @@ def test_four_measurements_find_what_merging_costs() -> None:
     fit = fitted(cpu, itertools.product([0, 16], [1, 8]))
     assert fit.coefficients == pytest.approx([0.002, 0.001, 0.027, 0.0005], rel=0.1)
     assert worst_error(fit, cpu) < 0.01
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_lanes_make_some_sizes_wasteful(lanes: int) -> None:
+    """Seven images on two lanes take as long as eight; no odd size has to be measured for that."""
+
+    def shared_out(r: int, batch: int) -> float:
+        return cpu(r, lanes * math.ceil(batch / lanes))
+
+    fit = fitted(shared_out, itertools.product([0, 8, 16], [1, 2, 4, 8, 16, 32]), lanes=lanes)
+    assert worst_error(fit, shared_out) < 0.03
+    per_image = [fit.batch_s(0, size) / size for size in range(1, LARGEST + 1)]
+    whole = per_image[lanes - 1 :: lanes]
+    assert max(whole[1:]) < min(per_image[lanes : 2 * lanes - 1])
 
 
 def test_a_flat_then_linear_machine_is_followed() -> None:

@@ -67,6 +67,13 @@ def test_numbers_survive_exactly(
     assert LatencyProfile.load(path).measurements == measured
 
 
+def test_lanes_are_told_by_the_device() -> None:
+    """Without a word on them, or with a wrong one, a batch runs as a whole."""
+    assert profile(device={"name": "cpu", "lanes": 2}).lanes == 2
+    assert profile().lanes == profile(device={"lanes": "two"}).lanes == 1
+    assert profile(device={"lanes": 0}).lanes == 1
+
+
 def test_degrees_are_ascending() -> None:
     """The order in the file does not matter."""
     assert profile(work={16: 0.5, 0: 1.0, 8: 0.74}).degrees == (0, 8, 16)

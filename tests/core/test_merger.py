@@ -124,6 +124,31 @@ def _adapter(bank: Bank, layer: int, groups: slice, factor: float) -> Callable[.
     return add
 
 
+@pytest.mark.parametrize(("room", "built"), [(0, 6), (1, 4), (2, 3), (8, 3)])
+def test_rows_that_were_built_are_kept(
+    room: int, built: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many degrees as there is room for, those used last; the weights are the same bits."""
+    model, plain = CompressedViT(make_vit()), CompressedViT(make_vit())
+    degree_bytes = 2 * 2 * 32 * 32 * 4
+    merger = WeightMerger(model, make_bank(), 3, kept_bytes=room * degree_bytes + 1)
+    fresh = WeightMerger(plain, make_bank(), 3, kept_bytes=0)
+    builds = []
+    delta = Bank.delta
+
+    def counted(self: Bank, r_source: int, r_target: int, scaling: float | None = None) -> Any:
+        builds.append(r_target)
+        return delta(self, r_source, r_target, scaling)
+
+    for r in (1, 2, 3, 2, 1, 1, 3, 8, 8, 3, 8):
+        with monkeypatch.context() as patch:
+            patch.setattr(Bank, "delta", counted)
+            merger.set_target(r)
+        fresh.set_target(r)
+        assert same_bits(snapshot(model), snapshot(plain))
+    assert len(builds) == built
+
+
 def test_only_query_and_value_weights_change() -> None:
     """Keys, biases and everything else keep their bits; every layer's q and v rows change."""
     model = CompressedViT(make_vit())

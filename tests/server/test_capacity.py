@@ -25,7 +25,7 @@ def test_single_latency_is_that_of_a_lone_request() -> None:
 
 
 @pytest.mark.parametrize("r", [0, 16])
-@pytest.mark.parametrize("queue", [1000, 12])
+@pytest.mark.parametrize("queue", [1000, 24])
 def test_capacity_is_full_batches_per_second(r: int, queue: int) -> None:
     """At the pinned degree, whether the queue takes all in or refuses some."""
     machine = Machine(max_batch=4, queue=queue)

@@ -127,11 +127,12 @@ def test_what_decides_the_accuracy_is_in_the_identity(
 
 
 def test_device_identity_names_what_decides_the_speed() -> None:
-    """Threads and lanes count on a CPU only."""
-    cpu = device_identity(torch.device("cpu"), "float32", 4, 2)
-    assert (cpu["threads"], cpu["lanes"], cpu["dtype"]) == (4, 2, "float32")
+    """Threads, lanes and backend count on a CPU only."""
+    cpu = device_identity(torch.device("cpu"), "float32", 4, 2, "onnx")
+    assert (cpu["threads"], cpu["lanes"], cpu["backend"]) == (4, 2, "onnx")
+    assert cpu["dtype"] == "float32"
     assert cpu["torch"] == torch.__version__ and cpu["device"]
-    mps = device_identity(torch.device("mps"), "float16", 4, 1)
+    mps = device_identity(torch.device("mps"), "float16", 4, 1, "eager")
     assert "threads" not in mps and str(mps["device"]).startswith("mps, ")
 
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.demand import in_time
-from server.demand_policy import DemandPolicy
+from server.demand_policy import DemandPolicy, first_sufficient
 from tests.server.closed_loop import ClosedLoop
 from tests.server.situations import LEVELS, SLO_S, levels, snapshot, snapshots
+from tocom_core.operating_point import OperatingPoint
 
 
 @settings(max_examples=200, deadline=None)
@@ -36,6 +37,21 @@ def test_the_choice_serves_who_waits_or_none_could(load) -> None:
     if not in_time(level, paying, load.backlog):
         margin_s = 0.2 * load.slo_s + load.spread * max(one.batch_seconds[-1] for one in paying)
         assert not any(in_time(one, paying, load.backlog, margin_s) for one in paying)
+
+
+@given(answers=st.integers(0, 17), count=st.integers(0, 17), hint=st.integers(-1, 20))
+def test_the_first_level_that_suffices_is_found(answers: int, count: int, hint: int) -> None:
+    """Wherever the search begins; from the right place on it takes two looks."""
+    some = LEVELS[:count]
+    looks: list[int] = []
+
+    def suffices(level: OperatingPoint) -> bool:
+        looks.append(level.r)
+        return level.r >= answers
+
+    found = first_sufficient(some, suffices, hint)
+    assert found == min(answers, len(some))
+    assert len(looks) <= (2 if hint == found else 7)
 
 
 def test_no_load_no_compression() -> None:

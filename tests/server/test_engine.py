@@ -65,7 +65,7 @@ def make_engine(loaded: LoadedModel) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
     def make(bank: Bank | None = None, **settings: Any) -> Engine:
-        engines.append(Engine(loaded, bank, Settings(**settings)))
+        engines.append(Engine(loaded, bank, Settings(**({"backend": "eager"} | settings))))
         return engines[-1]
 
     yield make
@@ -297,7 +297,7 @@ def test_out_of_memory_in_a_lane_is_retried_in_halves(
 def test_closing_ends_all_threads(loaded: LoadedModel) -> None:
     """An engine that was used and closed leaves no thread behind."""
     before = set(threading.enumerate())
-    engine = Engine(loaded, None, Settings(lanes=2, threads=2))
+    engine = Engine(loaded, None, Settings(lanes=2, threads=2, backend="eager"))
     asyncio.run(engine.run(images(4), 0))
     engine.close()
     for thread in set(threading.enumerate()) - before:
@@ -319,7 +319,7 @@ def test_warm_up_measures_two_batches_that_are_far_apart(
 def test_warm_up_takes_the_second_run(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first run of a shape is slow for being the first, and is not what is believed."""
     ticks = Ticks()
-    engine = Engine(loaded, None, Settings(max_batch_size=1), ticks)
+    engine = Engine(loaded, None, Settings(max_batch_size=1, backend="eager"), ticks)
     forward, runs = engine.model.forward, list[int]()
 
     def slow_at_first(pixels: Tensor, r: int) -> Tensor:
@@ -383,7 +383,7 @@ def test_measuring_does_not_count_merging(
 ) -> None:
     """A switch of degree is paid once, and says nothing of what the batch takes."""
     ticks = Ticks()
-    engine = Engine(loaded, make_bank(loaded), Settings(lanes=1), ticks)
+    engine = Engine(loaded, make_bank(loaded), Settings(lanes=1, backend="eager"), ticks)
     forward, merge = engine.model.forward, WeightMerger.set_target
 
     def compute(pixels: Tensor, r: int) -> Tensor:

@@ -32,6 +32,7 @@ SAMPLES = {
     "device": "cuda:1",
     "dtype": "bfloat16",
     "threads": "2",
+    "backend": "eager",
     "lanes": "1",
     "max_batch_size": "8",
     "max_queue_delay_ms": "1.5",
