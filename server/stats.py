@@ -59,8 +59,8 @@ class BatchOutcome:
 class BatchStats:
     """One forward: its degree, its size, and what merging weights and computing took.
 
-    `limited` says that the requests' own `max_r` set the degree, not the controller. `handover_s` is
-    the way to the model's thread and back, through whatever else the process has to do.
+    `limited` says that the requests' own `max_r` set the degree, not the controller. `handover_s`
+    is the way to the model's thread and back, through whatever else the process has to do.
     """
 
     r: int

@@ -70,7 +70,7 @@ def test_what_onnx_cannot_run() -> None:
     """Asked for by name it is an error that says why; auto stays with PyTorch."""
     model = CompressedViT(zoo.ASSEMBLED["gated"]().eval())
     assert choose_backend("auto", model, Lanes(1, 1), 1, 8).name == "eager"
-    with pytest.raises(SettingsError, match="gated attention.*use backend 'eager'"):
+    with pytest.raises(SettingsError, match=r"gated attention.*use backend 'eager'"):
         choose_backend("onnx", model, Lanes(1, 1), 1, 8)
 
 
