@@ -22,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.policies_report import PolicyRun, Setting, describe, draw, show
 from server.arrivals import Trace, parse_trace
+from server.bench import terminated_like_interrupted
 from server.bench_images import Pictures, open_pictures
 from server.bench_run import QUIET, SLO_SINGLES
 from server.capacity import WARM_UP_S, capacity, settle, single_latency_s
@@ -61,9 +62,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         traces = [parse_trace(spec) for spec in options.traces]
-        setting = _setting(folder / "setting.json", options)
-        contenders = _contenders(options, setting.highest)
-        _run_missing(folder, options, setting, traces, contenders)
+        with terminated_like_interrupted():
+            setting = _setting(folder / "setting.json", options)
+            contenders = _contenders(options, setting.highest)
+            _run_missing(folder, options, setting, traces, contenders)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on with the runs that are missing")
     except (TocomError, SettingsError) as error:
         sys.exit(f"no measurement: {error}")
     runs = {
