@@ -99,7 +99,7 @@ def _ours(
         print(f"without our ONNX backend: {reason}", file=sys.stderr)
 
     def classify(images: Tensor, backend: Backend, r: int) -> Tensor:
-        whole = lanes.count == 1 or len(images) == 1
+        whole = lanes.keeps_whole(len(images))
         job = partial(run_part, classify=partial(backend.logits, r=r, whole=whole))
         return lanes.run(job, images)
 

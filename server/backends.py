@@ -131,7 +131,7 @@ def _log_gain(
     """Logarithm of how many times faster one backend is than the other with such a batch."""
     vit = model.vit
     pixels = torch.zeros(count, vit.in_chans, *vit.patch_embed.img_size)
-    whole = lanes.count == 1 or count == 1
+    whole = lanes.keeps_whole(count)
     best = {slow.name: math.inf, fast.name: math.inf}
     for _ in range(TRIAL_RUNS):  # in turn, so that a machine that changes its pace favours neither
         for backend in (slow, fast):

@@ -142,7 +142,7 @@ class Bounds:
         worth_it = tuple(
             replace(point, pays=True) for point in self._allowed if self._is_worth_it(point)
         )
-        paying = tuple(p for p in worth_it if p.r == self._r_source or not _beaten(p, worth_it))
+        paying = _unbeaten(worth_it, self._r_source)
         if not paying:
             rest = nearest(self._r_source, self._allowed)
             paying = tuple(p for p in self._allowed if p.r == rest)
@@ -203,12 +203,16 @@ def _accuracy(point: OperatingPoint) -> tuple[float, int]:
     return (-1.0 if known is None else known, -point.r)
 
 
-def _beaten(point: OperatingPoint, others: Sequence[OperatingPoint]) -> bool:
-    """Whether a higher one of these, hence faster, is expected to be clearly more accurate."""
-    if point.expected_accuracy is None:
-        return False
-    enough = point.expected_accuracy + BEATEN_BY
-    return any(o.r > point.r and (o.expected_accuracy or 0.0) > enough for o in others)
+def _unbeaten(points: Sequence[OperatingPoint], r_source: int) -> tuple[OperatingPoint, ...]:
+    """Leave out those of which a higher one, hence faster, is expected to be clearly better."""
+    kept: list[OperatingPoint] = []
+    best = 0.0  # expected accuracy of those above
+    for point in reversed(points):
+        known = point.expected_accuracy
+        if point.r == r_source or known is None or best <= known + BEATEN_BY:
+            kept.append(point)
+        best = max(best, known or 0.0)
+    return tuple(reversed(kept))
 
 
 def _unknown(points: Sequence[OperatingPoint], r_source: int) -> str:

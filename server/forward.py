@@ -54,7 +54,7 @@ class Forward:
             Exception: whatever the model raises; out of memory only where one image is too much.
         """
         try:
-            whole = self._lanes.count == 1 or len(images) == 1
+            whole = self._lanes.keeps_whole(len(images))
             return self._lanes.run(partial(self._part, r=r, whole=whole), images)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(images) == 1:

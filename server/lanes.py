@@ -81,7 +81,7 @@ class Lanes:
             Exception: what ``job`` raised first, in the order of the images.
         """
         count = min(self.count, len(images))
-        if self._pool is None or count <= 1:
+        if self._pool is None or self.keeps_whole(len(images)):
             return job(images)
         parts = [self._pool.submit(job, part) for part in images.tensor_split(count)]
         wait(parts)
@@ -91,6 +91,10 @@ class Lanes:
             # The traceback of a failure holds this frame: with the failure in it, the tensors of
             # the failed pass would live until the next garbage collection.
             parts.clear()
+
+    def keeps_whole(self, images: int) -> bool:
+        """Whether a batch of so many images is not shared out, and so has all threads."""
+        return self.count == 1 or images <= 1
 
     def close(self) -> None:
         """End the threads; parts that are running are not waited for."""

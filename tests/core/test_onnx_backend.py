@@ -9,6 +9,7 @@ import torch
 from tests.core import zoo
 from tests.core.test_merger import K, make_bank, make_vit
 from tocom_core import CompressedViT, WeightMerger
+from tocom_core.adaptformer import add_adapters
 from tocom_core.errors import UnsupportedModelError
 from tocom_core.onnx_backend import OnnxViT, unsupported_onnx
 
@@ -68,6 +69,14 @@ def test_what_has_no_graph_is_named(name: str) -> None:
     assert "which the graph does not know" in (unsupported_onnx(model) or "")
     with pytest.raises(UnsupportedModelError, match="block 0 has"):
         OnnxViT(model, threads=1)
+
+
+def test_adapters_have_no_graph() -> None:
+    """They stand inside the MLP: such a model is refused by name and not served without them."""
+    vit = make_vit()
+    add_adapters(vit, bottleneck=4)
+    reason = unsupported_onnx(CompressedViT(vit.eval()))
+    assert reason == "block 0 has another MLP, which the graph does not know"
 
 
 @pytest.mark.parametrize(
