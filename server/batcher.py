@@ -1,10 +1,12 @@
-"""Dynamic batching: one task that takes batches from the queue and runs them in turn.
+"""Dynamic batching: one task takes batches from the queue while the machine has room for them.
 
 `admission` holds the queue, `entries` sees to it that each image is answered once, `scheduler`
 says which entries form the next batch; this module runs the loop between them, starts and
-drains it. All of it lives on the event loop, so there are no locks; the model's own thread is
-behind `run_batch`. A forward that fails ends its own batch only. While nobody waits, the loop does
-idle work in short steps (measuring, comparing), never beside a batch.
+drains it. All of it lives on the event loop, so there are no locks; the model's own threads are
+behind `run_batch`. A batch is chosen only when it can begin: where a machine says when it has
+`room`, the next one may begin before the last one has ended in all of its parts. A forward that
+fails ends its own batch only. While nobody waits, the loop does idle work in short steps
+(measuring, comparing), never beside a batch.
 """
 
 import asyncio
@@ -26,6 +28,7 @@ __all__ = ["BatchOutcome", "Batcher", "ItemResult", "Reservation", "Submission",
 logger = logging.getLogger(__name__)
 
 RunBatch = Callable[[Sequence[Any], int], Awaitable[BatchOutcome]]
+Room = Callable[[], Awaitable[None]]
 Served = Callable[[Any, Any, int], None]
 """(payload, output, r) of each image that was served."""
 
@@ -43,6 +46,7 @@ class Batcher:
         max_batch_size: most images in one batch.
         max_queue_delay_s: how long to wait for a fuller batch when the model was idle.
         queue_size: most images that wait or are being decoded.
+        room: waits until the machine can begin another batch; None: when the last one has ended.
         on_batch: observers of each batch.
         on_request: observers of each image's end, whatever it was; `bad_image` excepted, as
             such an image never gets here.
@@ -59,6 +63,7 @@ class Batcher:
         max_batch_size: int,
         max_queue_delay_s: float,
         queue_size: int,
+        room: Room | None = None,
         on_batch: Sequence[Callable[[BatchStats], None]] = (),
         on_request: Sequence[Callable[[RequestStats], None]] = (),
         on_served: Served | None = None,
@@ -69,6 +74,9 @@ class Batcher:
         self._clock = clock
         self._max_batch_size = max_batch_size
         self._max_queue_delay_s = max_queue_delay_s
+        self._room = room
+        self._running: set[asyncio.Task[None]] = set()
+        self._last_end = 0.0
         self._on_batch = on_batch
         self._on_served = on_served
         self._idle_work = idle_work
@@ -127,9 +135,11 @@ class Batcher:
     async def close(self) -> None:
         """Stop at once; whatever is still open is answered with `Draining`."""
         self._queue.drain()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [*self._running, *([] if self._task is None else [self._task])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         self._queue.close()
 
     def _wake(self) -> None:
@@ -141,8 +151,10 @@ class Batcher:
         try:
             while True:
                 await self._wait_for_work()
-                await self._wait_for_more()
+                if not self._running:
+                    await self._wait_for_more()
                 while len(self._queue):
+                    await self._wait_for_room()
                     await self._serve_next()
                 self._work.clear()
                 self._full.clear()
@@ -159,7 +171,7 @@ class Batcher:
                     await self._work.wait()
             if self._work.is_set():
                 return
-            if not self._scheduler.held:
+            if not self._scheduler.held and not self._running:
                 await self._idle_step(self._idle_work)
         await self._work.wait()
 
@@ -175,7 +187,16 @@ class Batcher:
             async with asyncio.timeout(self._max_queue_delay_s):
                 await self._full.wait()
 
+    async def _wait_for_room(self) -> None:
+        """Return when a batch can begin; where the machine does not tell, when none is running."""
+        if self._room is not None:
+            await self._room()
+            return
+        while self._running:
+            await asyncio.wait(self._running)
+
     async def _serve_next(self) -> None:
+        """Begin the next batch, if anyone waits who can be served."""
         selection = self._scheduler.next_batch(self._clock())
         for entry in selection.expired:
             self._queue.entries.expire(entry)
@@ -183,7 +204,11 @@ class Batcher:
             self._queue.entries.shed(entry, selection.retry_after_s)
         batch = self._queue.start(selection.batch)
         if batch:
-            await self._serve(batch, selection.r, limited=selection.r != selection.wanted_r)
+            serving = self._serve(batch, selection.r, limited=selection.r != selection.wanted_r)
+            task = asyncio.get_running_loop().create_task(serving, name="batch")
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            await asyncio.sleep(0)  # until it is handed over, the machine seems to have room
 
     async def _serve(self, batch: list[Entry], r: int, limited: bool) -> None:
         started_at = self._clock()
@@ -191,7 +216,7 @@ class Batcher:
         stats: BatchStats | None = None
         try:
             outcome = await self._forward([entry.payload for entry in batch], r)
-            stats = _stats(outcome, started_at, self._clock(), limited)
+            stats = self._stats(outcome, started_at, limited)
         except Exception as error:
             told = isinstance(error, ForwardFailed)  # whoever raises it has logged the cause
             logger.error("a batch of %d at r=%d failed", len(batch), r, exc_info=not told)
@@ -203,6 +228,22 @@ class Batcher:
         notify(self._on_batch, stats)
         for entry, output in zip(batch, outcome.outputs, strict=True):
             self._answer(entry, output, outcome)
+
+    def _stats(self, outcome: BatchOutcome, started_at: float, limited: bool) -> BatchStats:
+        now, before = self._clock(), self._last_end
+        self._last_end = now
+        merge_s, compute_s = outcome.merge_s, outcome.compute_s
+        return BatchStats(
+            outcome.r,
+            len(outcome.outputs),
+            merge_s,
+            compute_s,
+            started_at,
+            limited,
+            handover_s=max(0.0, now - started_at - merge_s - compute_s),
+            overlap_s=max(0.0, before - started_at),
+            partial=outcome.partial,
+        )
 
     def _answer(self, entry: Entry, output: Any, outcome: BatchOutcome) -> None:
         if isinstance(output, Exception):
@@ -227,12 +268,6 @@ class Batcher:
         if len(outcome.outputs) != len(payloads):
             raise RuntimeError(f"{len(outcome.outputs)} outputs for {len(payloads)} images")
         return outcome
-
-
-def _stats(outcome: BatchOutcome, started_at: float, now: float, limited: bool) -> BatchStats:
-    size, merge_s, compute_s = len(outcome.outputs), outcome.merge_s, outcome.compute_s
-    handover_s = max(0.0, now - started_at - merge_s - compute_s)
-    return BatchStats(outcome.r, size, merge_s, compute_s, started_at, limited, handover_s)
 
 
 def _forward_failed(error: Exception) -> ForwardFailed:

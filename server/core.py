@@ -117,6 +117,7 @@ def build_core(
         max_batch_size=settings.max_batch_size,
         max_queue_delay_s=min(settings.max_queue_delay_s, DELAY_SHARE_OF_SLO * settings.slo_s),
         queue_size=settings.queue_size,
+        room=engine.room,
         on_batch=[controller.observe_batch, metrics.observe_batch],
         on_request=[metrics.observe_image],
         on_served=lambda payload, output, r: shadow.offer(payload, int(np.argmax(output)), r),

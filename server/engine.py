@@ -1,17 +1,19 @@
-"""The model and its one inference thread.
+"""The model and its inference threads.
 
-One thread merges weights and runs batches, one after the other; on a CPU it shares a batch out to
-lanes and waits for all of them.  So weights change between two forward passes and never during one,
-and a batch cannot mix degrees.  Callers hand over decoded images and a degree and await the
-outcome; when a batch does not fit into memory it is halved, and what cannot be computed fails its
-own batch only.
+Each batch has a thread that sees it through. On a CPU a batch is shared out to lanes, and the next
+one may begin as soon as one lane is free (`room`), hence as many such threads as lanes; elsewhere
+there is one. The weights change between two forward passes and never during one (`gate`), so a
+batch cannot mix degrees.  Callers hand over decoded images and a degree and await the outcome; when
+a batch does not fit into memory it is halved, and what cannot be computed fails its own batch only.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,9 @@ from server.degrees import (
 )
 from server.errors import ForwardFailed, SettingsError
 from server.forward import Forward, is_out_of_memory
+from server.gate import DegreeGate
 from server.lanes import Lanes, choose_lanes, use_threads
+from server.room import Claim, Room
 from server.settings import Settings
 from server.stats import BatchOutcome
 from tocom_core.bank import Bank
@@ -114,13 +118,19 @@ class Engine:
         )
         self.work = relative_work(model, self.max_r)
         self._merger = self._new_merger(settings.scaling)
+        self._gate = DegreeGate(self._switch, self.r_source, clock)
         self._max_batch_size = settings.max_batch_size
         self._clock = clock
         self._failures = 0
         self._samples: list[Tensor] = []
         self._forward = Forward(backend, loaded.normalize, self.device, self.dtype, lanes)
-        self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="inference", initializer=use_threads, initargs=(threads,)
+        self._lanes = lanes
+        self._room = Room(lanes.count)
+        self._threads = ThreadPoolExecutor(
+            lanes.count,
+            thread_name_prefix="inference",
+            initializer=use_threads,
+            initargs=(threads,),
         )
 
     @property
@@ -172,12 +182,29 @@ class Engine:
             ForwardFailed: the batch could not be computed; the engine goes on.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self.run_blocking, images, r)
+        alone = self._room.empty
+        whole = self._lanes.keeps_whole(len(images)) and (alone or self._lanes.count == 1)
+        with self._room.claim(self._lanes.count if whole else len(images)) as claim:
+            on_part = partial(_tell, loop, claim)
+            run = partial(self.run_blocking, images, r, whole=whole, on_part=on_part)
+            outcome = await loop.run_in_executor(self._threads, run)
+        return replace(outcome, partial=not whole and len(images) < self._lanes.count)
 
-    def run_blocking(self, images: Sequence[Tensor], r: int) -> BatchOutcome:
-        """``run``, on the calling thread: for a caller that is alone with the engine."""
+    async def room(self) -> None:
+        """Return once another batch would find a lane that has nothing to do."""
+        await self._room.wait()
+
+    def run_blocking(
+        self,
+        images: Sequence[Tensor],
+        r: int,
+        *,
+        whole: bool | None = None,
+        on_part: Callable[[], None] | None = None,
+    ) -> BatchOutcome:
+        """``run``, on the calling thread; ``whole`` and ``on_part`` as in `Forward.classify`."""
         try:
-            outcome = self._run(images, r)
+            outcome = self._run(images, r, whole, on_part)
         except Exception as error:
             self._failures += 1
             logger.exception(
@@ -194,7 +221,7 @@ class Engine:
             ForwardFailed: it could not be computed; the engine goes on.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self.measure_blocking, r, batch)
+        return await loop.run_in_executor(self._threads, self.measure_blocking, r, batch)
 
     def measure_blocking(self, r: int, batch: int) -> float:
         """``measure``, on the calling thread: for a caller that is alone with the engine."""
@@ -214,28 +241,35 @@ class Engine:
             Exception: whatever the model raises if it cannot be run.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._warm_up, measured)
+        return await loop.run_in_executor(self._threads, self._warm_up, measured)
 
     def close(self) -> None:
         """End all threads; a batch that is running is not waited for."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._forward.close()
 
-    def _run(self, images: Sequence[Tensor], r: int) -> BatchOutcome:
-        started = self._clock()
-        self._set_degree(r)
-        merged = self._clock()
-        outputs = self._forward.classify(torch.stack(list(images)), r)
-        done = self._clock()
+    def _run(
+        self,
+        images: Sequence[Tensor],
+        r: int,
+        whole: bool | None = None,
+        on_part: Callable[[], None] | None = None,
+    ) -> BatchOutcome:
+        batch = torch.stack(list(images))
+        with self._gate.at(r) as merge_s:
+            started = self._clock()
+            outputs = self._forward.classify(batch, r, whole=whole, on_part=on_part)
+            compute_s = self._clock() - started
         return BatchOutcome(
             outputs=[_checked(row) for row in outputs.numpy()],
             r=r,
-            merge_s=merged - started,
-            compute_s=done - merged,
+            merge_s=merge_s,
+            compute_s=compute_s,
         )
 
-    def _set_degree(self, r: int) -> None:
-        if self._merger is not None and self._merger.r_target != r:
+    def _switch(self, r: int) -> None:
+        """Make the live weights those of a degree; without a bank all have the same."""
+        if self._merger is not None:
             self._merger.set_target(r)
 
     def _warm_up(self, measured: bool) -> WarmUp:
@@ -282,6 +316,12 @@ class Engine:
             scaling,
             trained_from=self.loaded.trained_from,
         )
+
+
+def _tell(loop: asyncio.AbstractEventLoop, claim: Claim) -> None:
+    """Say on the event loop that a lane is free; whoever has closed it does not ask."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(claim.give_back)
 
 
 def load_engine(settings: Settings) -> Engine:

@@ -40,12 +40,22 @@ class Forward:
         self._dtype = dtype
         self._lanes = lanes
 
-    def classify(self, images: Tensor, r: int) -> Tensor:
+    def classify(
+        self,
+        images: Tensor,
+        r: int,
+        *,
+        whole: bool | None = None,
+        on_part: Callable[[], None] | None = None,
+    ) -> Tensor:
         """Run one batch, in halves when memory ends.
 
         Args:
             images: uint8 ``(B, 3, H, W)`` on the CPU.
             r: tokens to merge per layer.
+            whole: whether no other batch runs beside it and it is not shared out; None: as `Lanes`
+                would have it for a batch that is alone.
+            on_part: called when a lane has done its part, on another thread.
 
         Returns:
             float32 ``(B, C)`` on the CPU, each row summing to 1.
@@ -54,8 +64,10 @@ class Forward:
             Exception: whatever the model raises; out of memory only where one image is too much.
         """
         try:
-            whole = self._lanes.keeps_whole(len(images))
-            return self._lanes.run(partial(self._part, r=r, whole=whole), images)
+            if whole is None:
+                whole = self._lanes.keeps_whole(len(images))
+            job = partial(self._part, r=r, whole=whole)
+            return self._lanes.run(job, images, whole=whole, on_part=on_part)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(images) == 1:
                 raise

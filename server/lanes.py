@@ -68,22 +68,37 @@ class Lanes:
             self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
             self._prepare(self._pool, threads)
 
-    def run(self, job: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    def run(
+        self,
+        job: Callable[[Tensor], Tensor],
+        images: Tensor,
+        *,
+        whole: bool | None = None,
+        on_part: Callable[[], None] | None = None,
+    ) -> Tensor:
         """Apply ``job`` to parts of ``images``, as equal as possible, side by side.
 
         All parts are done when this returns or raises, so that nobody else sees the weights in use.
+        Several threads may call it: parts begin in the order in which they come.
 
         Args:
             job: ``(b, …)`` to ``(b, …)`` for any ``b`` of at least 1; called on several threads.
-            images: ``(B, …)``; one image is not shared out.
+            images: ``(B, …)``.
+            whole: do it on the calling thread, which has all of the model's threads; None asks
+                ``keeps_whole``.
+            on_part: called, on the lane's thread, when a part is over.
 
         Raises:
             Exception: what ``job`` raised first, in the order of the images.
         """
-        count = min(self.count, len(images))
-        if self._pool is None or self.keeps_whole(len(images)):
+        whole = self.keeps_whole(len(images)) if whole is None else whole
+        if self._pool is None or whole:
             return job(images)
+        count = min(self.count, len(images))
         parts = [self._pool.submit(job, part) for part in images.tensor_split(count)]
+        if on_part is not None:
+            for part in parts:
+                part.add_done_callback(lambda _: on_part())
         wait(parts)
         try:
             return torch.cat(list(map(Future.result, parts)))

@@ -71,8 +71,7 @@ class LoadMeter:
         self._latency = RecentLatency()
         self._answered = 0
         self._late = 0
-        self._in_flight = 0
-        self._busy_until = 0.0
+        self._running: deque[tuple[int, float]] = deque()  # images and when they should be done
         self._last_batch_at = 0.0
         self._switch_s = 0.0
         self._last_r: int | None = None
@@ -88,16 +87,16 @@ class LoadMeter:
 
     def started(self, now: float, images: int, r: int, batch_s: float) -> None:
         """Note a batch and how long it should take, without a switch of the degree."""
-        self._in_flight = images
-        self._busy_until = now + batch_s + (self._switch_s if r != self._last_r else 0.0)
+        switch_s = self._switch_s if r != self._last_r else 0.0
+        self._running.append((images, now + self.residual_s(now) + switch_s + batch_s))
 
     def ended(self, stats: BatchStats | None) -> None:
-        """Note that the batch is over; None if it failed."""
-        self._in_flight = 0
-        self._busy_until = 0.0
+        """Note that a batch is over; None if it failed."""
+        if self._running:
+            self._running.popleft()
         if stats is None:
             return
-        self._last_batch_at = stats.started_at + stats.merge_s + stats.compute_s + stats.handover_s
+        self._last_batch_at = stats.ended_at
         if self._last_r is not None and stats.r != self._last_r:
             weight = SWITCH_WEIGHT if self._switch_s else 1.0
             self._switch_s += weight * (stats.merge_s - self._switch_s)
@@ -112,15 +111,15 @@ class LoadMeter:
     @property
     def busy(self) -> bool:
         """Whether a batch is running."""
-        return self._in_flight > 0
+        return bool(self._running)
 
     def idle_s(self, now: float) -> float:
         """Return how long ago the last batch ended: so long the beliefs have not been tested."""
         return now - self._last_batch_at
 
     def residual_s(self, now: float) -> float:
-        """Return how much longer the running batch should take; 0 without one."""
-        return max(0.0, self._busy_until - now)
+        """Return how much longer what is running should take; 0 without a batch."""
+        return max(0.0, self._running[-1][1] - now) if self._running else 0.0
 
     def snapshot(
         self,
@@ -138,7 +137,7 @@ class LoadMeter:
             backlog=backlog,
             decoding=decoding,
             oldest_wait_s=oldest_wait_s,
-            in_flight=self._in_flight,
+            in_flight=sum(images for images, _ in self._running),
             arrival_rate=self._fast_rate.per_second(now),
             steady_rate=self._steady_rate.per_second(now),
             recent_latency_s=self._latency.quantile(0.95, now),

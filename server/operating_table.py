@@ -95,11 +95,13 @@ class OperatingTable:
     def observe(self, batch: BatchStats) -> None:
         """Learn from a live batch; one that cannot be (unknown degree, no duration) is ignored.
 
-        The way to the model's thread and back counts: it is time in which no other batch runs.
+        What counts is how long it kept others waiting: the way to the model's thread and back is
+        in it, and what it shared with the batch before is not.
         """
-        took_s = batch.compute_s + batch.handover_s
-        if self._is_plausible(batch.r, batch.size, batch.compute_s):
-            self._belief.learn_live(self.degrees.index(batch.r), batch.size, took_s)
+        if batch.partial and batch.overlap_s > 0:
+            return
+        if self._is_plausible(batch.r, batch.size, batch.busy_s):
+            self._belief.learn_live(self.degrees.index(batch.r), batch.size, batch.busy_s)
             self._note_tried(batch.r)
 
     def measure(self, r: int, batch: int, seconds: float) -> None:

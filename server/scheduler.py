@@ -174,8 +174,13 @@ class Scheduler(Generic[RequestT]):
     # The way of a batch: chosen, started, finished.
 
     def next_batch(self, now: float) -> Selection[RequestT]:
-        """Choose the next batch, and take it and whoever is too late out of the queue."""
+        """Choose the next batch, and take it and whoever is too late out of the queue.
+
+        It may be asked for while the batch before it still runs in part; times are then reckoned
+        from when that one should be over.
+        """
         self._least_batch = 1
+        now += self._meter.residual_s(now)
         late = self._take_hopeless(now)
         load = self.load(now)
         decision = self._decide(load)

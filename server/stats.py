@@ -46,21 +46,28 @@ class RequestStats:
 class BatchOutcome:
     """What the model returns for a batch: one output per image, in order.
 
-    An output may be an exception: then that image failed and the others did not.
+    An output may be an exception: then that image failed and the others did not. `partial` says
+    that the batch had no work for some part of the machine, which others may have used meanwhile.
     """
 
     outputs: Sequence[Any]
     r: int
     merge_s: float
     compute_s: float
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
     """One forward: its degree, its size, and what merging weights and computing took.
 
-    `limited` says that the requests' own `max_r` set the degree, not the controller. `handover_s`
-    is the way to the model's thread and back, through whatever else the process has to do.
+    Attributes:
+        limited: the requests' own `max_r` set the degree, not the controller.
+        handover_s: the way to the model's thread and back, through whatever else the process has
+            to do, and the wait for a batch that was still running.
+        overlap_s: for how long after its start the batch before it was still running.
+        partial: it ran beside another batch on a part of the machine, so that its duration says
+            nothing of how long such a batch keeps the whole machine busy.
     """
 
     r: int
@@ -70,6 +77,18 @@ class BatchStats:
     started_at: float
     limited: bool = False
     handover_s: float = 0.0
+    overlap_s: float = 0.0
+    partial: bool = False
+
+    @property
+    def ended_at(self) -> float:
+        """When its outcome was there."""
+        return self.started_at + self.merge_s + self.compute_s + self.handover_s
+
+    @property
+    def busy_s(self) -> float:
+        """For how long it, and no batch before it, kept others waiting, merging left out."""
+        return self.compute_s + self.handover_s - self.overlap_s
 
 
 @dataclass(frozen=True, slots=True)

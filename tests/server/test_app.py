@@ -36,12 +36,12 @@ class HeldEngine(Engine):
         self.error: Exception | None = None
         self.sizes: list[int] = []
 
-    def _run(self, images: Sequence[Tensor], r: int) -> BatchOutcome:
+    def _run(self, images: Sequence[Tensor], r: int, *how: Any) -> BatchOutcome:
         assert self.go.wait(20)
         self.sizes.append(len(images))
         if self.error is not None:
             raise self.error
-        return super()._run(images, r)
+        return super()._run(images, r, *how)
 
 
 class Bench:

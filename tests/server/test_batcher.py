@@ -355,3 +355,62 @@ def test_an_idle_batcher_drains_at_once() -> None:
         assert loop_time() == 0.0
 
     run_virtual(main())
+
+
+class TwoLanes:
+    """Parts of batches side by side: one image takes 0.1 s on one of two lanes."""
+
+    def __init__(self) -> None:
+        self.free_at = [0.0, 0.0]
+        self.began: list[float] = []
+        self._changed = asyncio.Event()
+
+    async def room(self) -> None:
+        """Return once a lane is free."""
+        while min(self.free_at) > loop_time() + 1e-9:
+            await asyncio.sleep(min(self.free_at) - loop_time())
+
+    async def run(self, payloads: Sequence[Any], r: int) -> BatchOutcome:
+        """Give every payload to the lane that is free first; the batch ends with the last one."""
+        now = loop_time()
+        self.began.append(now)
+        ends = []
+        for _ in payloads:
+            lane = self.free_at.index(min(self.free_at))
+            self.free_at[lane] = max(now, self.free_at[lane]) + 0.1
+            ends.append(self.free_at[lane])
+        await asyncio.sleep(max(ends) - now)
+        partial = len(payloads) < 2
+        return BatchOutcome(list(payloads), r, 0.0, max(ends) - now, partial=partial)
+
+
+def test_the_next_batch_begins_on_a_lane_that_is_free() -> None:
+    """Three images on two lanes leave one idle for 0.1 s: the next batch begins there."""
+
+    async def main() -> None:
+        machine = TwoLanes()
+        bench = Bench(
+            run_batch=machine.run, room=machine.room, max_batch_size=3, batch_s=lambda r, n: 0.2
+        )
+        await asyncio.gather(*bench.submit_many(3), *bench.submit_many(3))
+        assert machine.began == pytest.approx([0.0, 0.1])
+        assert loop_time() == pytest.approx(0.3)  # without a break: six images, two lanes
+
+    run_virtual(main())
+
+
+def test_what_two_batches_share_is_counted_once() -> None:
+    """A batch kept others waiting from the end of the one before it."""
+
+    async def main() -> None:
+        machine = TwoLanes()
+        bench = Bench(
+            run_batch=machine.run, room=machine.room, max_batch_size=3, batch_s=lambda r, n: 0.2
+        )
+        await asyncio.gather(*bench.submit_many(3), *bench.submit_many(3))
+        first, second = bench.batches
+        assert (first.busy_s, second.busy_s) == pytest.approx((0.2, 0.1))
+        assert second.overlap_s == pytest.approx(0.1)
+        assert (first.ended_at, second.ended_at) == pytest.approx((0.2, 0.3))
+
+    run_virtual(main())

@@ -276,6 +276,45 @@ def test_weights_do_not_change_while_a_lane_is_running(
     assert unchanged == [True, True]
 
 
+def test_batches_of_one_degree_run_beside_each_other(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane that is done has room for the next batch, while the other one works on."""
+    engine = make_engine(lanes=2, threads=2)
+    forward, met = engine.model.forward, threading.Barrier(2, timeout=60)
+
+    def uneven(pixels: Tensor, r: int) -> Tensor:
+        if len(pixels) != 1:  # the part of two waits for the second batch, which comes after it
+            met.wait()
+        return forward(pixels, r)
+
+    monkeypatch.setattr(engine.model, "forward", uneven)
+
+    async def two_batches() -> None:
+        first = asyncio.create_task(engine.run(images(3), 2))
+        await asyncio.sleep(0)
+        await engine.room()
+        second = await engine.run(images(3), 2)
+        assert len(second.outputs) == 3 and not second.partial
+        assert len((await first).outputs) == 3
+
+    asyncio.run(two_batches())
+
+
+def test_a_single_image_beside_a_batch_is_a_part_of_the_machine(
+    make_engine: Callable[..., Engine],
+) -> None:
+    """Alone it has all threads; beside others one lane, and its duration is said to be partial."""
+    engine = make_engine(lanes=2, threads=2)
+
+    async def run() -> tuple[bool, bool, bool]:
+        alone = await engine.run(images(1), 0)
+        batch, single = await asyncio.gather(engine.run(images(5), 0), engine.run(images(1), 0))
+        return alone.partial, batch.partial, single.partial
+
+    assert asyncio.run(run()) == (False, False, True)
+
+
 def test_out_of_memory_in_a_lane_is_retried_in_halves(
     make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,26 @@ def batch(r: int, size: int, seconds: float) -> BatchStats:
     return BatchStats(r, size, 0.0, seconds, 0.0)
 
 
+def test_what_two_batches_share_counts_once() -> None:
+    """A batch that had to wait for the one before it is believed to take what came after that."""
+    machine = FakeMachine()
+    plain, overlapping = table(machine), table(machine)
+    seconds = 1.2 * machine.batch_s(0, 8)
+    for _ in range(30):
+        plain.observe(batch(0, 8, seconds))
+        overlapping.observe(replace(batch(0, 8, seconds), handover_s=0.03, overlap_s=0.03))
+    assert overlapping.batch_s(0, 8) == pytest.approx(plain.batch_s(0, 8))
+
+
+def test_a_batch_on_a_part_of_the_machine_tells_nothing() -> None:
+    """One image beside another batch took one lane's time, which is not the machine's."""
+    found = table()
+    before = found.points()
+    for _ in range(30):
+        found.observe(replace(batch(0, 1, 5.0), overlap_s=0.01, partial=True))
+    assert found.points() is before
+
+
 def test_points_hold_all_degrees_and_sizes() -> None:
     """One point per degree, ascending, with a duration for each batch size."""
     machine = FakeMachine()

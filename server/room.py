@@ -1,0 +1,69 @@
+"""Whether the machine has room for another batch: which lanes have nothing to do.
+
+A batch is shared out to all lanes, and they do not end together. Whoever waited for the last one
+before the next batch is chosen would leave a lane idle each time, and both of them while the choice
+is made and handed over. So the next batch may begin once one lane is free: its other parts queue up
+behind what still runs. All of this lives on the event loop.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Claim:
+    """The lanes that one batch has taken and not given back yet."""
+
+    def __init__(self, room: "Room", lanes: int) -> None:
+        self._room = room
+        self._lanes = lanes
+        self._room._take(lanes)
+
+    def give_back(self, lanes: int = 1) -> None:
+        """A part is done, so its lane is free; more than were taken are not given back."""
+        lanes = min(lanes, self._lanes)
+        self._lanes -= lanes
+        self._room._take(-lanes)
+
+    def end(self) -> None:
+        """Give back all that is left."""
+        self.give_back(self._lanes)
+
+
+class Room:
+    """Counts lanes that have work.
+
+    Args:
+        lanes: how many there are.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self._lanes = lanes
+        self._taken = 0
+        self._free = asyncio.Event()
+        self._free.set()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no lane has work."""
+        return self._taken <= 0
+
+    async def wait(self) -> None:
+        """Return once a lane is free."""
+        await self._free.wait()
+
+    @contextmanager
+    def claim(self, lanes: int) -> Iterator[Claim]:
+        """Take so many lanes for a batch, until each is given back or the block ends."""
+        claim = Claim(self, min(lanes, self._lanes))
+        try:
+            yield claim
+        finally:
+            claim.end()
+
+    def _take(self, lanes: int) -> None:
+        self._taken += lanes
+        if self._taken < self._lanes:
+            self._free.set()
+        else:
+            self._free.clear()
