@@ -11,6 +11,7 @@ from server.capacity import (
     settle,
     single_latency_s,
 )
+from server.open_loop import Answer
 from server.served_process import MeasurementError
 from tests.server.fake_target import FakeTarget, Machine
 from tests.server.fakes import loop_time, run_virtual
@@ -32,6 +33,21 @@ def test_capacity_is_full_batches_per_second(r: int, queue: int) -> None:
     found = run_virtual(capacity(FakeTarget(machine), r))
     assert found.r == r
     assert found.images_per_s == pytest.approx(4 / machine.batch_s(r, 4), rel=0.03)
+
+
+def test_a_slow_moment_does_not_pass_for_the_capacity() -> None:
+    """The closed loop met a server at half its speed; the load is raised until it is too much."""
+
+    class Slow(FakeTarget):
+        """Half as fast for the first six seconds."""
+
+        async def classify(self, due_s: float | None = None) -> Answer:
+            self.machine.image_s = 0.06 if loop_time() < 6.5 else 0.03
+            return await super().classify(due_s)
+
+    machine = Machine(max_batch=4)
+    found = run_virtual(capacity(Slow(machine), 0))
+    assert found.images_per_s == pytest.approx(4 / machine.batch_s(0, 4), rel=0.05)
 
 
 def test_a_server_that_is_gone_gives_no_figures() -> None:
