@@ -86,8 +86,8 @@ async def capacity(client: Client, r: int, seconds: float = CAPACITY_S) -> Capac
         await closed_loop(client, WARM_UP_S, CONNECTIONS)
         offered = OVERLOAD * _batches_per_s(await closed_loop(client, ESTIMATE_S, CONNECTIONS))
         for _ in range(MOST_TRIES):
-            answered = await _answered_per_s(client, offered, seconds)
-            if answered <= SATURATED_SHARE * offered:
+            came, answered = await _rates(client, offered, seconds)
+            if answered <= SATURATED_SHARE * came:
                 break
             offered *= RAISE
         else:
@@ -99,16 +99,17 @@ async def capacity(client: Client, r: int, seconds: float = CAPACITY_S) -> Capac
     return Capacity(r, answered)
 
 
-async def _answered_per_s(client: Client, offered: float, seconds: float) -> float:
-    """Offer so many images/s and return how many are answered once more wait than are served."""
+async def _rates(client: Client, offered: float, seconds: float) -> tuple[float, float]:
+    """Offer about so many images/s; return how many came and were answered, after the first two."""
     started = asyncio.get_running_loop().time()
     due = PhasedTrace("", (Phase(1, 1, FILLING_S + seconds),)).times(offered, seed=0)
     answers = await open_loop(client, (started + at for at in due))
     first = started + FILLING_S
+    came = sum(first < a.due_s <= first + seconds for a in answers)
     answered = sum(a.status == 200 and first < a.done_s <= first + seconds for a in answers)
     if not answered:
         raise MeasurementError(f"nothing was answered in {seconds:g} s: {_kinds(answers)}")
-    return answered / seconds
+    return came / seconds, answered / seconds
 
 
 def _batches_per_s(answers: list[Answer]) -> float:
