@@ -46,9 +46,16 @@ def image_result(
 
 def _best(result: ItemResult, labels: tuple[str, ...], top_k: int) -> list[Prediction]:
     """The likeliest classes first; of equal ones the lower index."""
-    order = np.argsort(-result.output, kind="stable")[:top_k]
+    scores = result.output
+    if top_k < len(scores):  # sorting them all takes longer than finding the few
+        least = np.partition(scores, -top_k)[-top_k]
+        candidates = np.flatnonzero(scores >= least)
+    else:
+        candidates = np.arange(len(scores))
+    order = candidates[np.argsort(-scores[candidates], kind="stable")][:top_k]
     return [
-        Prediction(label=labels[i], index=i, score=float(result.output[i])) for i in order.tolist()
+        Prediction(label=labels[index], index=index, score=score)
+        for index, score in zip(order.tolist(), scores[order].tolist(), strict=True)
     ]
 
 
