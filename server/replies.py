@@ -48,11 +48,12 @@ def _best(result: ItemResult, labels: tuple[str, ...], top_k: int) -> list[Predi
     """The likeliest classes first; of equal ones the lower index."""
     scores = result.output
     if top_k < len(scores):  # sorting them all takes longer than finding the few
-        least = np.partition(scores, -top_k)[-top_k]
-        candidates = np.flatnonzero(scores >= least)
+        partitioned = scores.copy()
+        partitioned.partition(-top_k)
+        candidates = (scores >= partitioned[-top_k]).nonzero()[0]
     else:
         candidates = np.arange(len(scores))
-    order = candidates[np.argsort(-scores[candidates], kind="stable")][:top_k]
+    order = candidates[(-scores[candidates]).argsort(kind="stable")][:top_k]
     return [
         Prediction(label=labels[index], index=index, score=score)
         for index, score in zip(order.tolist(), scores[order].tolist(), strict=True)
