@@ -70,16 +70,17 @@ class Decoders:
 
 def _run(job: _Job) -> None:
     """Run a job and hand its outcome to its event loop."""
-    result, error = None, None
+    result: Any = None
+    error: BaseException | None = None
     try:
         result = job.run()
-    except Exception as raised:
+    except BaseException as raised:  # whatever it is, somebody waits for it, and the thread goes on
         error = raised
     with suppress(RuntimeError):  # the loop is closed: nobody waits any more
         job.future.get_loop().call_soon_threadsafe(_settle, job.future, result, error)
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if future.done():
         return
     if error is None:

@@ -72,7 +72,12 @@ def test_closing_cancels_what_waits() -> None:
 
     async def story(decoders: Decoders) -> None:
         go, begun = threading.Event(), threading.Event()
-        running = decoders.run(lambda: begun.set() or go.wait(10))
+
+        def hold() -> bool:
+            begun.set()
+            return go.wait(10)
+
+        running = decoders.run(hold)
         waiting = decoders.run(lambda: None)
         assert begun.wait(10)
         decoders.close()
