@@ -46,7 +46,16 @@ def shipped() -> list[bytes]:
     return [_jpeg(picture) for picture in pictures + mirrored]
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def resized_cat(width: int, quality: int) -> bytes:
+    """A cat so many pixels wide; at 451 and quality 75 it is a photograph of some 20 kB."""
+    from skimage import data
+
+    cat = Image.fromarray(data.chelsea())  # type: ignore[no-untyped-call]
+    height = round(width * cat.height / cat.width)
+    return _jpeg(cat.resize((width, height)), quality)
+
+
+def _jpeg(picture: Image.Image, quality: int = 90) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
+    picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -7,21 +7,25 @@ decoded images, and whatever ends a request early (deadline, client gone, shutdo
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from PIL import Image
 
 from server.batcher import Batcher, ItemResult, Reservation, Submission, Terms
 from server.clock import Clock
+from server.decoders import Decoders
 from server.errors import DeadlineExpired, Draining, ServeError
 from server.images import ImageLimits, decode, guard_pillow
 from server.interruption import Interruption, Receive, body_chunks
 from server.settings import Settings
 from server.stats import RequestStats
 from server.uploads import BodyMemory, Upload, UploadLimits, check_headers, read_uploads
+
+T = TypeVar("T")
 
 BODY_TIMEOUT_S = 60.0
 """A body that takes longer than this is given up, so that idle uploads do not pile up."""
@@ -117,9 +121,7 @@ class Intake:
         )
         guard_pillow(self._image_limits)
         self._memory = BodyMemory(BODIES_IN_MEMORY * settings.max_body_bytes)
-        self._decoders = ThreadPoolExecutor(
-            settings.decode_workers or os.cpu_count() or 1, thread_name_prefix="decode"
-        )
+        self._decoders = Decoders(settings.decode_workers or os.cpu_count() or 1)
         self._reading: set[Interruption] = set()
         self._all_read = asyncio.Event()
 
@@ -134,7 +136,7 @@ class Intake:
         seconds = wishes.deadline_s or self._default_deadline_s
         deadline = None if seconds is None else incoming.arrived_at + seconds
         request = _Request(incoming, wishes, deadline, Interruption())
-        async with request.scope.guard():
+        async with request.scope:
             with self._memory.hold() as take:
                 uploads = await self._read(request, take)
                 request.scope.watch(incoming.receive)
@@ -152,7 +154,7 @@ class Intake:
 
     def close(self) -> None:
         """End the decoders; what is being decoded is not waited for."""
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
 
     async def _read(self, request: _Request, take: Callable[[int], None]) -> list[Upload]:
         """The body, unless its time runs out or the server shuts down first."""
@@ -164,7 +166,7 @@ class Intake:
             self._expire_at(give_up, f"the body took {BODY_TIMEOUT_S:.0f} s to arrive", scope)
         self._reading.add(scope)
         try:
-            chunks = _taking(body_chunks(incoming.receive), take)
+            chunks = body_chunks(incoming.receive, take)
             return await read_uploads(incoming.content_type, chunks, self._limits)
         finally:
             scope.clear_timer()
@@ -186,10 +188,10 @@ class Intake:
         """Decode in the pool; the deadline ends it here, and from then on in the queue."""
         if request.deadline is not None:
             self._expire_at(request.deadline, "the image was being decoded", request.scope)
-        loop, started = asyncio.get_running_loop(), self._clock()
-        jobs = [loop.run_in_executor(self._decoders, self._decode, u, started) for u in uploads]
+        started = self._clock()
+        jobs = [self._decoders.run(partial(self._decode, u, started)) for u in uploads]
         try:
-            return await asyncio.gather(*jobs)
+            return await _all(jobs)
         finally:
             request.scope.clear_timer()
 
@@ -226,19 +228,19 @@ class Intake:
         scope.interrupt_after(deadline - self._clock(), error)
 
 
-async def _taking(
-    chunks: AsyncIterator[bytes], take: Callable[[int], None]
-) -> AsyncIterator[bytes]:
-    """Account for each chunk before it is kept."""
-    async for chunk in chunks:
-        take(len(chunk))
-        yield chunk
+async def _all(jobs: Sequence[Awaitable[T]]) -> list[T]:
+    """`asyncio.gather`, which costs a single job more than waiting for it does."""
+    return [await jobs[0]] if len(jobs) == 1 else await asyncio.gather(*jobs)
 
 
 async def _collect(uploads: Sequence[Upload], pending: Sequence[Pending]) -> list[Answer]:
     """Wait for all results; cancelling this cancels what has not come yet."""
     futures = [item for item in pending if isinstance(item, asyncio.Future)]
-    await asyncio.gather(*futures, return_exceptions=True)
+    if len(futures) > 1:
+        await asyncio.gather(*futures, return_exceptions=True)
+    elif futures:
+        with suppress(Exception):  # looked at below
+            await futures[0]
     return [
         Answer(upload.filename, item if isinstance(item, ServeError) else _outcome(item))
         for upload, item in zip(uploads, pending, strict=True)

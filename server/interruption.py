@@ -6,8 +6,8 @@ hang up or the server may shut down meanwhile; each of these ends the wait by th
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 """How ASGI delivers a request's body and the news that its client is gone."""
@@ -18,7 +18,10 @@ class ClientGone(Exception):
 
 
 class Interruption:
-    """A block of awaits that can be ended by an exception from elsewhere on the event loop."""
+    """A block of awaits that can be ended by an exception from elsewhere on the event loop.
+
+    An asynchronous context manager, to be used once; raises the reason if it was interrupted.
+    """
 
     def __init__(self) -> None:
         self._scope = asyncio.timeout(None)
@@ -27,22 +30,27 @@ class Interruption:
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
-    async def guard(self) -> AsyncIterator[None]:
-        """The block; raises the reason if it was interrupted.  Use once."""
+    async def __aenter__(self) -> Self:
+        await self._scope.__aenter__()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open = False
+        self.clear_timer()
+        if self._watcher is not None:
+            self._watcher.cancel()
         try:
-            async with self._scope:
-                self._open = True
-                yield
+            await self._scope.__aexit__(kind, error, traceback)
         except TimeoutError:
             if self._reason is None:
                 raise
             raise self._reason from None
-        finally:
-            self._open = False
-            self.clear_timer()
-            if self._watcher is not None:
-                self._watcher.cancel()
 
     def interrupt(self, reason: Exception) -> None:
         """End the block with ``reason``; the first one counts, and none after its end."""
@@ -72,8 +80,12 @@ class Interruption:
         self.interrupt(ClientGone())
 
 
-async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
+async def body_chunks(receive: Receive, take: Callable[[int], None]) -> AsyncIterator[bytes]:
     """The request's body as it arrives.
+
+    Args:
+        receive: where it comes from.
+        take: called with the length of each chunk before it is passed on; may refuse it.
 
     Raises:
         ClientGone: the client hung up before the end.
@@ -82,6 +94,8 @@ async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        yield message.get("body", b"")
+        chunk = message.get("body", b"")
+        take(len(chunk))
+        yield chunk
         if not message.get("more_body", False):
             return

@@ -46,9 +46,17 @@ def image_result(
 
 def _best(result: ItemResult, labels: tuple[str, ...], top_k: int) -> list[Prediction]:
     """The likeliest classes first; of equal ones the lower index."""
-    order = np.argsort(-result.output, kind="stable")[:top_k]
+    scores = result.output
+    if top_k < len(scores):  # sorting them all takes longer than finding the few
+        partitioned = scores.copy()
+        partitioned.partition(-top_k)
+        candidates = (scores >= partitioned[-top_k]).nonzero()[0]
+    else:
+        candidates = np.arange(len(scores))
+    order = candidates[(-scores[candidates]).argsort(kind="stable")][:top_k]
     return [
-        Prediction(label=labels[i], index=i, score=float(result.output[i])) for i in order.tolist()
+        Prediction(label=labels[index], index=index, score=score)
+        for index, score in zip(order.tolist(), scores[order].tolist(), strict=True)
     ]
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from server import classification
 from server.errors import (
     BadParameter,
     DeadlineExpired,
@@ -14,13 +15,10 @@ from server.errors import (
     NotAnImage,
     NotReady,
     QueueFull,
-    ServeError,
     UnsupportedMedia,
 )
-from server.intake import Incoming, Wishes
-from server.interruption import ClientGone
 from server.problems import documented
-from server.replies import compression_status, image_result, model_info
+from server.replies import compression_status, model_info
 from server.schemas import (
     ClassifyQuery,
     ClassifyResponse,
@@ -32,11 +30,6 @@ from server.schemas import (
 from server.service import Service
 
 router = APIRouter()
-
-CLIENT_GONE = 499
-"""nginx's status for a client that did not wait; it never reaches anyone."""
-
-_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _CLASSIFY_BODY: dict[str, Any] = {
@@ -77,39 +70,17 @@ _CLASSIFY_BODY: dict[str, Any] = {
     ),
     response_model=ClassifyResponse,
 )
-async def classify(
-    request: Request, query: Annotated[ClassifyQuery, Query()]
-) -> ClassifyResponse | Response:
+async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
     """Several files are admitted all or none.
 
     A file that cannot be read carries a `problem` in its result; if none of them succeeded, the
     answer is the first file's problem.
     """
-    service = _service(request)
-    incoming = Incoming(
-        content_type=request.headers.get("content-type", ""),
-        content_length=request.headers.get("content-length"),
-        receive=request.receive,
-        arrived_at=request.state.arrived_at,
+    incoming = classification.incoming_request(
+        request.scope, request.receive, request.state.arrived_at
     )
-    wishes = Wishes(
-        deadline_s=None if query.deadline_ms is None else query.deadline_ms / 1000,
-        max_r=query.max_r,
-        priority=_PRIORITIES[query.priority],
-    )
-    try:
-        answers = await service.classify(incoming, wishes)
-    except ClientGone:
-        return Response(status_code=CLIENT_GONE)
-    errors = [a.result for a in answers if isinstance(a.result, ServeError)]
-    if len(errors) == len(answers):
-        raise errors[0]
-    labels = service.engine.labels
-    request_id: str = request.state.request_id
-    return ClassifyResponse(
-        request_id=request_id,
-        model=service.engine.loaded.name,
-        results=[image_result(answer, labels, query.top_k, request_id) for answer in answers],
+    return await classification.classify(
+        _service(request), incoming, query, request.state.request_id
     )
 
 

@@ -6,9 +6,9 @@ A file over its own limit is dropped and marked, as the other files of the reque
 a request over its limit is refused.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -83,27 +83,45 @@ class BodyMemory:
         """Bytes that are held now."""
         return self._taken_bytes
 
-    @contextmanager
-    def hold(self) -> Iterator[Callable[[int], None]]:
-        """Hold the bytes of one request until the block ends.
+    def hold(self) -> "HeldBytes":
+        """Hold the bytes of one request for the length of a ``with`` block."""
+        return HeldBytes(self)
 
-        Yields:
-            a function to call with the number of bytes that arrived; raises ``QueueFull`` when too
-            much is in memory already.
-        """
-        held = 0
+    def take(self, count: int) -> None:
+        """Take this much; raises ``QueueFull`` when too much is in memory already."""
+        if self._taken_bytes + count > self._limit_bytes:
+            raise QueueFull("Too many uploads at once; try again soon.", retry_after_s=1)
+        self._taken_bytes += count
 
-        def take(count: int) -> None:
-            nonlocal held
-            if self._taken_bytes + count > self._limit_bytes:
-                raise QueueFull("Too many uploads at once; try again soon.", retry_after_s=1)
-            self._taken_bytes += count
-            held += count
+    def give_back(self, count: int) -> None:
+        """Free what was taken."""
+        self._taken_bytes -= count
 
-        try:
-            yield take
-        finally:
-            self._taken_bytes -= held
+
+class HeldBytes:
+    """What one request takes of the memory for bodies, until the block ends.
+
+    The block gets a function to call with the number of bytes that arrived.
+    """
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory = memory
+        self._held = 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._take
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._memory.give_back(self._held)
+
+    def _take(self, count: int) -> None:
+        self._memory.take(count)
+        self._held += count
 
 
 def check_headers(content_type: str, content_length: str | None, limits: UploadLimits) -> None:
@@ -140,22 +158,15 @@ async def read_uploads(
         NotAnImage: the form is malformed or ends early.
     """
     if _media_type(content_type) != "multipart/form-data":
-        upload = Upload(content_type=content_type)
-        async for chunk in _counted(chunks, limits):
-            upload.add(chunk, limits.max_file_bytes)
-        return [upload]
-    form = _Form(content_type, limits)
-    async for chunk in _counted(chunks, limits):
-        form.write(chunk)
-    return form.finish()
-
-
-async def _counted(chunks: AsyncIterator[bytes], limits: UploadLimits) -> AsyncIterator[bytes]:
+        body: _Raw | _Form = _Raw(content_type, limits)
+    else:
+        body = _Form(content_type, limits)
     total = 0
     async for chunk in chunks:
         total += len(chunk)
         _check_total(total, limits)
-        yield chunk
+        body.write(chunk)
+    return body.finish()
 
 
 def _check_total(count: int, limits: UploadLimits) -> None:
@@ -167,6 +178,22 @@ def _check_total(count: int, limits: UploadLimits) -> None:
 
 def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
+
+
+class _Raw:
+    """A body that is one image."""
+
+    def __init__(self, content_type: str, limits: UploadLimits) -> None:
+        self._limit = limits.max_file_bytes
+        self._upload = Upload(content_type=content_type)
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next piece of the body."""
+        self._upload.add(chunk, self._limit)
+
+    def finish(self) -> list[Upload]:
+        """The one file, once the body is complete."""
+        return [self._upload]
 
 
 class _Form:

@@ -1,0 +1,207 @@
+"""What the server itself costs: the whole way of a request, with a model that answers at once.
+
+    python benchmarks/overhead.py
+    … --rounds 9 --seconds 3 --connections 1 64 --batch-ms 20
+    … --baseline ../other-checkout          ours as it is there, beside ours as it is here
+
+Every server is a process of its own behind a real socket: ours around an engine that returns
+constant scores, beside a bare FastAPI handler and LitServe (if it can be imported), which answer a
+constant of the same shape. Ours decodes what it is sent and the others do not look at it: they show
+what a framework costs, not what a classifier on it would. With `--batch-ms` our engine sleeps so
+long per batch, as if the model ran elsewhere: batches are full then, and what is done once per
+batch is shared by many.
+
+Requests/s and latency are those of a closed loop. CPU is that of the server's main thread, hence of
+its event loop, per request; it depends less than the rest on who else uses the machine. Rounds are
+interleaved; medians and quartiles. Prints a Markdown table and ends with one JSON line.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.overhead_client import closed_loop, json_request, raw_request
+from benchmarks.overhead_servers import missing
+from benchmarks.photographs import resized_cat
+from server.served_process import MeasurementError
+from server.serving import bind
+from tocom_core.throughput import Spread
+
+HERE = Path(__file__).parents[1]
+READY_WITHIN_S = 240.0
+WARM_UP_S = 1.0
+BODIES = {"tiny": resized_cat(8, quality=50), "photo": resized_cat(451, quality=75)}
+FIGURES = ("requests_per_s", "p50_ms", "p99_ms", "cpu_ms")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server under test; `name` says it in the table, `kind` which one it is."""
+
+    name: str
+    kind: str
+    port: int
+    pid: int
+
+    def request(self, body: bytes) -> bytes:
+        """The bytes of one request; LitServe takes no raw bodies."""
+        return json_request(body) if self.kind == "LitServe" else raw_request(body)
+
+    def cpu_s(self) -> float:
+        """Seconds that its main thread has run; NaN if that is unknown, or not where it works."""
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/schedstat")
+        if self.kind == "LitServe" or not path.is_file():
+            return math.nan
+        return int(path.read_text().split()[0]) / 1e9
+
+
+@dataclass
+class Cell:
+    """One server under one load: its figures, round by round."""
+
+    server: str
+    body: str
+    connections: int
+    rounds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in FIGURES})
+
+
+def main() -> None:
+    """Start the servers, load them in turns, report."""
+    options = _parse()
+    with ExitStack() as stack:
+        targets = [stack.enter_context(server) for server in _servers(options)]
+        for target in targets:
+            _wait_until_ready(target)
+        cells = _measure(targets, options)
+    _report(cells)
+    sizes = {name: len(body) for name, body in BODIES.items()}
+    run = {"rounds": options.rounds, "batch_ms": options.batch_ms, "bytes": sizes}
+    print("\n" + json.dumps({"benchmark": "overhead", **run, "rows": [_row(c) for c in cells]}))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3, help="of each load in each round")
+    parser.add_argument("--connections", nargs="+", type=int, default=[1, 64])
+    parser.add_argument("--batch-ms", type=float, default=0, help="our engine's sleep per batch")
+    parser.add_argument("--baseline", type=Path, help="another checkout to compare with")
+    parser.add_argument("--seed", type=int, default=0, help="decides the order within the rounds")
+    return parser.parse_args()
+
+
+def _servers(options: argparse.Namespace) -> Iterator[Any]:
+    """All servers that can be run here, not started yet."""
+    yield _running("ours", "ours", HERE, options.batch_ms)
+    if options.baseline:
+        yield _running("ours, baseline", "ours", options.baseline, options.batch_ms)
+    for kind in ("FastAPI", "LitServe"):
+        if reason := missing(kind):
+            print(f"without {kind}: {reason}", file=sys.stderr)
+        else:
+            yield _running(f"{kind}, constant answer", kind, HERE, 0.0)
+
+
+@contextmanager
+def _running(name: str, kind: str, checkout: Path, batch_ms: float) -> Iterator[Target]:
+    """A server on a free port, in a process group of its own that ends with the block."""
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    script = [str(HERE / "benchmarks/overhead_servers.py"), kind, str(port), str(batch_ms)]
+    path = os.pathsep.join([str(checkout.resolve()), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_WAIT_POLICY": "passive"}
+    process = subprocess.Popen([sys.executable, *script], env=environment, process_group=0)
+    try:
+        yield Target(name, kind, port, process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(target: Target) -> None:
+    """Return once it answers."""
+    give_up = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < give_up:
+        try:
+            load = asyncio.run(closed_loop(target.port, target.request(BODIES["tiny"]), 1, 0.05))
+        except OSError:
+            load = None
+        if load and load.latencies_s:
+            return
+        time.sleep(0.2)
+    raise MeasurementError(f"{target.name} did not answer within {READY_WITHIN_S:g} s")
+
+
+def _measure(targets: Sequence[Target], options: argparse.Namespace) -> list[Cell]:
+    """Every round gives every server a turn under every load, in an order of its own."""
+    loads = [(body, count) for body in BODIES for count in options.connections]
+    cells = {(t, load): Cell(t.name, *load) for load in loads for t in targets}
+    generator = random.Random(options.seed)
+    for target in targets:
+        _load(target, "photo", max(options.connections), WARM_UP_S)
+    for _ in tqdm(range(options.rounds), unit="round", leave=False):
+        order = list(cells)
+        generator.shuffle(order)
+        for target, (body, connections) in order:
+            figures = _load(target, body, connections, options.seconds)
+            for name, value in figures.items():
+                cells[target, (body, connections)].rounds[name].append(value)
+    return list(cells.values())
+
+
+def _load(target: Target, body: str, connections: int, seconds: float) -> dict[str, float]:
+    """Load one server for a while; a refusal would make it look fast, so there may be none."""
+    before, started = target.cpu_s(), time.monotonic()
+    request = target.request(BODIES[body])
+    load = asyncio.run(closed_loop(target.port, request, connections, seconds))
+    taken_s, cpu_s = time.monotonic() - started, target.cpu_s() - before
+    if load.failures or len(load.latencies_s) < 2:
+        seen = load.failures[0][:200] if load.failures else b"next to no answer"
+        raise MeasurementError(f"{target.name}: {len(load.failures)} failures, {seen!r}")
+    percentiles = statistics.quantiles(load.latencies_s, n=100)
+    count = len(load.latencies_s)
+    values = (count / taken_s, 1e3 * percentiles[49], 1e3 * percentiles[98], 1e3 * cpu_s / count)
+    return dict(zip(FIGURES, values, strict=True))
+
+
+def _report(cells: Sequence[Cell]) -> None:
+    print("| body | connections | server | requests/s | p50 ms | p99 ms | event loop's CPU ms |")
+    print("|---" * 7 + "|")
+    for cell in cells:
+        spreads = [Spread.of(values) for values in cell.rounds.values()]
+        shown = ["–" if math.isnan(s.median) else _shown(s) for s in spreads]
+        print("| " + " | ".join([cell.body, str(cell.connections), cell.server, *shown]) + " |")
+
+
+def _shown(spread: Spread) -> str:
+    """Three digits are more than this machine keeps."""
+    median, low, high = (f"{value:#.3g}".rstrip(".") for value in spread.as_list())
+    return f"{median} ({low}–{high})"
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    figures = {name: Spread.of(values).as_list() for name, values in cell.rounds.items()}
+    known = {name: None if math.isnan(value[0]) else value for name, value in figures.items()}
+    return {"server": cell.server, "body": cell.body, "connections": cell.connections} | known
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The servers that `benchmarks/overhead.py` measures, each a process of its own.
+
+    python benchmarks/overhead_servers.py NAME PORT [BATCH_MS]
+
+Run as a script, so that ours can also be another checkout of this project (`PYTHONPATH`). All
+answer `POST /classify`; heavy imports are those of the one server that is asked for.
+"""
+
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+CLASSES = 1000
+TOP_K = 5
+ANSWER = {
+    "request_id": "0" * 32,
+    "model": "null",
+    "results": [
+        {
+            "filename": None,
+            "r": 0,
+            "batch_size": 1,
+            "queue_ms": 0.123,
+            "compute_ms": 0.123,
+            "predictions": [
+                {"label": f"class {i}", "index": i, "score": 0.1234567} for i in range(TOP_K)
+            ],
+        }
+    ],
+}
+"""What the bare servers answer: as long as ours."""
+
+
+def ours(port: int, batch_ms: float) -> None:
+    """The whole server as `tocom serve` runs it, around a model of 224 pixels and 1,000 classes."""
+    import timm
+    import torch
+
+    from server.app import create_app
+    from server.engine import Engine
+    from server.serving import DrainingServer, bind
+    from server.settings import Settings
+    from server.stats import BatchOutcome
+    from tocom_core.models import load_model, save_model
+
+    scores = torch.randn(CLASSES, generator=torch.Generator().manual_seed(0)).softmax(0).numpy()
+
+    class NullEngine(Engine):
+        """Answers at once, or after a sleep that leaves the processor to others."""
+
+        def _run(self, images: Any, r: int) -> BatchOutcome:
+            if batch_ms:
+                time.sleep(batch_ms / 1000)
+            return BatchOutcome([scores] * len(images), r, 0.0, max(batch_ms / 1000, 1e-4))
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "null.safetensors"
+        shape = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+        vit = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **shape)
+        save_model(path, vit, tuple(f"class {i}" for i in range(CLASSES)), model_args=shape)
+        settings = Settings(
+            model=str(path),
+            backend="eager",
+            idle_profiling=False,
+            max_queue_delay_ms=0,
+            slo_ms=60_000,
+            port=port,
+        )
+        app = create_app(settings, engine=NullEngine(load_model(str(path)), None, settings))
+    listener = bind("127.0.0.1", port)
+    DrainingServer(app, settings, listener).run(sockets=[listener])
+
+
+def fastapi(port: int, batch_ms: float) -> None:
+    """A handler that reads the body and answers a constant, as FastAPI recommends to write it."""
+    import uvicorn
+    from fastapi import FastAPI, Request
+
+    app = FastAPI()
+
+    @app.post("/classify")
+    async def classify(request: Request) -> dict[str, Any]:
+        await request.body()
+        return ANSWER
+
+    uvicorn.run(app, port=port, log_level="warning", access_log=False)
+
+
+def litserve(port: int, batch_ms: float) -> None:
+    """LitServe with one worker."""
+    from litserve import LitServer  # type: ignore[import-not-found]
+
+    from benchmarks.overhead_litserve import NullAPI
+
+    server = LitServer(NullAPI(api_path="/classify"), accelerator="cpu")
+    server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
+
+
+SERVERS = {"ours": ours, "FastAPI": fastapi, "LitServe": litserve}
+
+
+def missing(kind: str) -> str:
+    """Why this server cannot be run here; empty if it can."""
+    return "" if find_spec(kind.lower()) else f"no module named {kind.lower()!r}"
+
+
+if __name__ == "__main__":
+    SERVERS[sys.argv[1]](int(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
