@@ -174,7 +174,7 @@ def _load(target: Target, body: str, connections: int, seconds: float) -> dict[s
     load = asyncio.run(closed_loop(target.port, request, connections, seconds))
     taken_s, cpu_s = time.monotonic() - started, target.cpu_s() - before
     if load.failures or len(load.latencies_s) < 2:
-        seen = load.failures[0][:200] if load.failures else b"next to no answer"
+        seen = load.failures[0][-300:] if load.failures else b"next to no answer"
         raise MeasurementError(f"{target.name}: {len(load.failures)} failures, {seen!r}")
     percentiles = statistics.quantiles(load.latencies_s, n=100)
     count = len(load.latencies_s)
