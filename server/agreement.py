@@ -13,7 +13,8 @@ they differ as elsewhere, and `r` never. In practice they differ on the harder i
 what `LiveAccuracy` uses. The caution lies there, so the agreement itself goes in as measured and
 not as the lower end of its interval: that would shut out good degrees for want of comparisons, and
 a degree that is shut out gets no more of them. Nor does it replace a lower figure from labelled
-images; a degree that is known to be bad does not come back because the traffic looks easy.
+images; a degree that is known to be bad does not come back because the traffic looks easy. Like a
+measured table it may rise by chance where it cannot be expected to; `believed_accuracy` mends that.
 """
 
 import math
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from server.clock import Clock
+from tocom_core.accuracy_belief import believed_accuracy
 
 WINDOW = 1000
 """Comparisons of one degree that count, the newest ones: at 97 % one point up and down."""
@@ -139,7 +141,7 @@ class LiveAccuracy:
 
     Args:
         agreement: the comparisons.
-        evaluated: degree to expected accuracy as measured before, where it was.
+        evaluated: degree to expected accuracy from what was measured before, where it was.
         r_source: the degree that the others are compared with; where its accuracy is not known it
             counts as 1, and the accuracy of the others is then their agreement with it.
         publish: takes the new figures when one of them has moved.
@@ -169,7 +171,7 @@ class LiveAccuracy:
         for r, live in self._agreement.estimates().items():
             if live.samples >= self._enough:
                 expected[r] = min(reference * live.agreement, expected.get(r, 1.0))
-        return expected
+        return believed_accuracy(expected, self._r_source)
 
     def refresh(self) -> None:
         """Publish the figures if one has moved; for after a comparison and now and then."""

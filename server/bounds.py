@@ -22,13 +22,6 @@ HOW_TO_KNOW = (
 )
 
 
-BEATEN_BY = 0.005
-"""So much higher must the expected accuracy of a faster degree be for a slower one to be left out.
-
-A table is often measured on some hundred images, where less is chance.
-"""
-
-
 class Bounds:
     """The degrees from `low` to `high` that keep the accuracy floor.
 
@@ -107,8 +100,8 @@ class Bounds:
     def offered(self) -> tuple[OperatingPoint, ...]:
         """Return those allowed degrees that pay, and `r_source`, which trades nothing away.
 
-        Left out as well is a degree that is slower and less accurate than one that pays. Where that
-        leaves none, it is the allowed degree nearest to `r_source`.
+        Left out as well is a degree below `r_source` that is slower and less accurate than one that
+        pays. Where that leaves none, it is the allowed degree nearest to `r_source`.
         """
         self._refresh()
         return self._offered
@@ -204,12 +197,15 @@ def _accuracy(point: OperatingPoint) -> tuple[float, int]:
 
 
 def _unbeaten(points: Sequence[OperatingPoint], r_source: int) -> tuple[OperatingPoint, ...]:
-    """Leave out those of which a higher one, hence faster, is expected to be clearly better."""
+    """Leave out those of which a higher one, hence faster, is expected to be better.
+
+    Only below `r_source`: from there on no higher one is (`tocom_core.accuracy_belief`).
+    """
     kept: list[OperatingPoint] = []
     best = 0.0  # expected accuracy of those above
     for point in reversed(points):
         known = point.expected_accuracy
-        if point.r == r_source or known is None or best <= known + BEATEN_BY:
+        if point.r == r_source or known is None or best <= known:
             kept.append(point)
         best = max(best, known or 0.0)
     return tuple(reversed(kept))

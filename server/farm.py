@@ -83,12 +83,6 @@ def true_machine(
     return Machine(seconds, accuracy, overhead, switch_s, noise, tuple(slow_downs))
 
 
-def r_source_of(profile: LatencyProfile) -> int:
-    """Return the degree of the profile's checkpoint; the lowest one where it does not say."""
-    r = profile.model.get("r_source")
-    return r if isinstance(r, int) and r in profile.degrees else profile.degrees[0]
-
-
 def build_farm(
     profile: LatencyProfile,
     machine: Machine,
@@ -130,7 +124,7 @@ def _build_server(
     seed: int,
     number: int,
 ) -> SimulatedServer:
-    r_source = r_source_of(profile)
+    r_source = profile.r_source
     table = OperatingTable(
         profile, max_batch_size=settings.max_batch_size, max_batch_s=settings.max_batch_s
     )

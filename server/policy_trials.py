@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from server.arrivals import Trace
 from server.clock import Clock
 from server.errors import SettingsError
-from server.farm import LeastOutstanding, PolicyChoice, ServerSettings, build_farm, r_source_of
+from server.farm import LeastOutstanding, PolicyChoice, ServerSettings, build_farm
 from server.fates import Fate, Figures, summarise
 from server.oracle import OfflineBound, OracleMachine, offline_bound
 from server.request_mix import RequestMix
@@ -50,7 +50,7 @@ class Scenario:
         """
         settings, accuracy = self.settings, self.machine.accuracy
         floor = None if self.mix.limits_r else settings.min_accuracy
-        source = r_source_of(self.profile)
+        source = self.profile.r_source
         return [
             r
             for r in self.machine.batch_seconds

@@ -22,11 +22,12 @@ def as_markdown(profile: LatencyProfile, max_batch_s: float) -> str:
     points = OperatingTable(profile, max_batch_s=max_batch_s).points()
     sizes = batch_sizes_of(profile)
     seconds = {(m.r, m.batch): m.seconds for m in profile.measurements}
-    header = ["r", "expected accuracy", *(f"ms at {size}" for size in sizes)]
+    measured = {r: accuracy.value for r, accuracy in profile.measured_accuracy().items()}
+    header = ["r", "accuracy measured", "expected", *(f"ms at {size}" for size in sizes)]
     header += ["images/s (batch)", "× r=0", "pays"]
     lines = [header, ["---"] * len(header)]
     for point in points:
-        cells = [str(point.r), _percent(point)]
+        cells = [str(point.r), _percent(measured.get(point.r)), _percent(point.expected_accuracy)]
         cells += [f"{1000 * s:.1f}" if (s := seconds.get((point.r, b))) else "" for b in sizes]
         cells.append(f"{point.images_per_s:.1f} ({point.batch_size})")
         cells += [f"{point.relative_throughput:.2f}", "yes" if point.pays else "no"]
@@ -98,5 +99,5 @@ def _head(profile: LatencyProfile) -> str:
     return f"{device}. {told}{accuracy}"
 
 
-def _percent(point: OperatingPoint) -> str:
-    return "" if point.expected_accuracy is None else f"{point.expected_accuracy:.1%}"
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{accuracy:.1%}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from server.arrivals import Trace, parse_trace
 from server.bounds import Bounds
 from server.errors import BadParameter, SettingsError
-from server.farm import PolicyChoice, ServerSettings, r_source_of, true_machine
+from server.farm import PolicyChoice, ServerSettings, true_machine
 from server.fates import write_requests
 from server.operating_table import OperatingTable
 from server.policies import BUILDERS
@@ -162,7 +162,7 @@ def _policies(
     try:
         bounds = Bounds(
             table,
-            r_source_of(profile),
+            profile.r_source,
             max_r=settings.max_r,
             min_accuracy=settings.min_accuracy,
         )

@@ -2,7 +2,8 @@
 
 A profile is the file that a server starts from instead of measuring anew (`profile.json` beside
 the model, or what `tocom profile` writes), and what a simulation of that server needs to know. Here
-is only what was measured, checked value by value; `latency_fit` says what to believe of the rest.
+is only what was measured, checked value by value; `latency_fit` and `accuracy_belief` say what to
+believe of it.
 """
 
 import json
@@ -14,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
 
+from tocom_core.accuracy_belief import believed_accuracy
 from tocom_core.errors import ProfileError
 
 FORMAT_VERSION = 1
@@ -158,14 +160,29 @@ class LatencyProfile:
         told = self.device.get("lanes")
         return told if isinstance(told, int) and told > 0 else 1
 
-    def expected_accuracy(self) -> dict[int, float]:
-        """Degree → accuracy: from an evaluation if there is any, else the agreement.
+    @property
+    def r_source(self) -> int:
+        """The degree of the checkpoint, as `model` says; the lowest one where it does not."""
+        told = self.model.get("r_source")
+        return told if isinstance(told, int) and told in self.work else self.degrees[0]
+
+    def measured_accuracy(self) -> dict[int, Accuracy]:
+        """Degree → what was measured: in an evaluation if there was any, else the agreement.
 
         The two are never mixed, as they are different things.
         """
         sources = {accuracy.source for accuracy in self.accuracies}
         source = "evaluation" if "evaluation" in sources else "agreement"
-        return {a.r: a.value for a in self.accuracies if a.source == source}
+        return {a.r: a for a in self.accuracies if a.source == source}
+
+    def expected_accuracy(self) -> dict[int, float]:
+        """Degree → accuracy as it should be believed: what was measured, less what is chance."""
+        measured = self.measured_accuracy()
+        return believed_accuracy(
+            {r: accuracy.value for r, accuracy in measured.items()},
+            self.r_source,
+            {r: accuracy.images for r, accuracy in measured.items()},
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON; a file that is there is replaced in one step.

@@ -79,6 +79,22 @@ def test_degrees_are_ascending() -> None:
     assert profile(work={16: 0.5, 0: 1.0, 8: 0.74}).degrees == (0, 8, 16)
 
 
+def test_the_source_degree_is_the_models_or_the_lowest() -> None:
+    """A profile that does not say was not fine-tuned at any degree."""
+    work = {0: 1.0, 4: 0.9, 8: 0.7, 16: 0.5}
+    assert profile(work=work, model={"r_source": 4}).r_source == 4
+    assert profile(work=work, model={}).r_source == 0
+    assert profile(work=work, model={"r_source": 3}).r_source == 0
+
+
+def test_chance_is_taken_out_of_what_is_expected_not_of_what_was_measured() -> None:
+    """A degree that seems better than a lower one is believed to be as good, by the images."""
+    measured = (Accuracy(0, 0.8, "evaluation", 300), Accuracy(8, 0.84, "evaluation", 100))
+    found = profile(accuracies=measured)
+    assert found.expected_accuracy() == {0: pytest.approx(0.81), 8: pytest.approx(0.81)}
+    assert {r: a.value for r, a in found.measured_accuracy().items()} == {0: 0.8, 8: 0.84}
+
+
 def test_accuracies_of_two_kinds_are_not_mixed() -> None:
     """Top-1 is used where there is any; agreement only where there is nothing else."""
     agreed = (Accuracy(0, 1.0, "agreement", 300), Accuracy(8, 0.97, "agreement", 300))

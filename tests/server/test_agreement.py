@@ -120,6 +120,13 @@ def test_it_never_speaks_better_of_a_degree_than_labels_do() -> None:
     assert Published({0: 0.8, 6: 0.6}).after(6, 100, 100)[6] == 0.6
 
 
+def test_chance_does_not_make_compression_gain_accuracy() -> None:
+    """A higher degree with luckier comparisons is believed to be as good as the lower one."""
+    published = Published({0: 0.8})
+    published.after(6, 90, 100)
+    assert published.after(9, 94, 100) == {0: 0.8, 6: pytest.approx(0.736), 9: pytest.approx(0.736)}
+
+
 def test_few_comparisons_say_nothing() -> None:
     """Below the number that is enough, what was known before stands, unpublished."""
     published = Published({0: 0.8, 6: 0.79})

@@ -11,7 +11,6 @@ from server.farm import (
     PolicyChoice,
     ServerSettings,
     build_farm,
-    r_source_of,
     true_machine,
 )
 from server.simulated_requests import Arrival
@@ -81,13 +80,6 @@ def test_a_profile_is_the_truth_of_the_machine() -> None:
             [batch_s(r, size) for size in range(1, LARGEST + 1)], rel=0.03
         )
     assert (truth.overhead, truth.accuracy, truth.noise) == (overhead, ACCURACY, 0.1)
-
-
-def test_the_source_degree_is_the_profiles_or_the_lowest() -> None:
-    """A profile that does not say was not fine-tuned at any degree."""
-    assert r_source_of(replace(profile(), model={"r_source": 4})) == 4
-    assert r_source_of(replace(profile(), model={})) == 0
-    assert r_source_of(replace(profile(), model={"r_source": 3})) == 0
 
 
 def test_policies_are_written_as_they_are_given() -> None:

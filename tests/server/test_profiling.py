@@ -111,7 +111,7 @@ def test_a_server_starts_from_what_the_command_writes(
         (r, "agreement", 12) for r in served.work
     ]
     table = capsys.readouterr().out
-    assert "| r | expected accuracy | ms at 1 | ms at 2 |" in table
+    assert "| r | accuracy measured | expected | ms at 1 | ms at 2 |" in table
     assert "| 0 | 100.0% |" in table
 
 
