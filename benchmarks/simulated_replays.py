@@ -7,8 +7,9 @@
 
 Each finished replay is simulated with its own arrivals, SLO and policy. What is true of the
 simulated machine comes from a profile that was measured under load, on another occasion; a shared
-machine has another pace by then, so its durations are scaled to the capacity at r=0 that was
-measured right before the replay (`--as-measured` leaves them alone). What the simulated server
+machine has another pace by then, so its durations are scaled to the capacities at r=0 and at the
+highest degree that were measured right before the replay, and between them in the degrees between
+(`--as-measured` leaves them alone). What the simulated server
 believes at first is what the real one believed (`--belief`). Nothing else is taken from the replay.
 
 Prints a Markdown table per trace, medians over the seeds, and one final JSON line.
@@ -16,6 +17,7 @@ Prints a Markdown table per trace, medians over the seeds, and one final JSON li
 
 import argparse
 import json
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -72,7 +74,7 @@ def main() -> None:
         true = machine
         if not options.as_measured:
             name = f"{found['trace']}_seed{found['seed']}_capacity.json"
-            true = _at_pace(machine, options.batch, Setting.load(options.replays / name).capacity)
+            true = _at_pace(machine, options.batch, Setting.load(options.replays / name))
         simulated = _simulated(run, true, belief, slo_s, options.noise)
         seed = run.replay.seed
         pairs.append(Pair(found["trace"], run.policy, seed, run.replay.figures, simulated))
@@ -93,10 +95,21 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _at_pace(profile: LatencyProfile, batch: int, capacity: float) -> LatencyProfile:
-    """Return the profile of a machine that has this capacity at r=0."""
-    factor = true_machine(profile, batch).capacity(0, batch) / capacity
-    scaled = [replace(m, seconds=m.seconds * factor) for m in profile.measurements]
+def _at_pace(profile: LatencyProfile, batch: int, now: Setting) -> LatencyProfile:
+    """Return the profile of a machine that has these capacities at r=0 and the highest degree.
+
+    Between the two the logarithm of the factor goes with the degree's arithmetic.
+    """
+    machine, work = true_machine(profile, batch), profile.work
+    lowest = math.log(machine.capacity(0, batch) / now.capacity)
+    highest = math.log(machine.capacity(now.highest, batch) / now.highest_capacity)
+    saved = 1 - work[now.highest]
+
+    def factor(r: int) -> float:
+        share = (1 - work[r]) / saved if saved else 0.0
+        return math.exp(lowest + share * (highest - lowest))
+
+    scaled = [replace(m, seconds=m.seconds * factor(m.r)) for m in profile.measurements]
     return replace(profile, measurements=scaled)
 
 
