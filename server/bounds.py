@@ -100,8 +100,8 @@ class Bounds:
     def offered(self) -> tuple[OperatingPoint, ...]:
         """Return those allowed degrees that pay, and `r_source`, which trades nothing away.
 
-        Left out as well is a degree below `r_source` that is slower and less accurate than one that
-        pays. Where that leaves none, it is the allowed degree nearest to `r_source`.
+        Left out as well is a degree of which a faster one is expected to be as accurate. Where that
+        leaves none, it is the allowed degree nearest to `r_source`.
         """
         self._refresh()
         return self._offered
@@ -197,15 +197,15 @@ def _accuracy(point: OperatingPoint) -> tuple[float, int]:
 
 
 def _unbeaten(points: Sequence[OperatingPoint], r_source: int) -> tuple[OperatingPoint, ...]:
-    """Leave out those of which a higher one, hence faster, is expected to be better.
+    """Leave out those of which a higher one, hence faster, is expected to be as accurate.
 
-    Only below `r_source`: from there on no higher one is (`tocom_core.accuracy_belief`).
+    Worse than a higher one they can only be below `r_source` (`tocom_core.accuracy_belief`).
     """
     kept: list[OperatingPoint] = []
     best = 0.0  # expected accuracy of those above
     for point in reversed(points):
         known = point.expected_accuracy
-        if point.r == r_source or known is None or best <= known:
+        if point.r == r_source or known is None or best < known:
             kept.append(point)
         best = max(best, known or 0.0)
     return tuple(reversed(kept))

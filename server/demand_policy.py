@@ -3,18 +3,18 @@
 Two questions decide whether a degree suffices. *Can it serve who waits?* Every waiting image,
 taken in order of service, must be done before it is due (`demand.in_time`). *Can it serve who will
 come?* The waiting images and those that the arrival rate foretells for the next `HORIZON_S` must
-fit into what the degree serves in that time:
+fit into what the degree serves until the last of those is due:
 
-    queue + rate · horizon ≤ throughput(r) · horizon
+    queue + rate · horizon ≤ throughput(r) · (horizon + wait)
 
-As the queue grows the same inequality asks for more, so that it is worked off within about a
-second. One middle degree is better than alternating between a low and a high one: what merging
-costs grows faster than what it saves.
+where `wait` is how long an image may wait for its batch. So a burst that fits into the waiting time
+is served at the low degree, and as the queue grows the same inequality asks for more.
 
 Raising is immediate. Lowering is damped: `r` is never below the highest degree that was needed
-within the last `dwell_s`, and for that memory a degree must suffice with more room (next to no
-queue, and a rate with a margin). The gap between the two is the hysteresis that lets a constant
-load settle.
+within the last `dwell_s`, a few batches long, and for that memory a degree must suffice with more
+room: it carries the arrivals itself, with next to no queue. The gap between the two is the
+hysteresis that lets a constant load settle. A longer memory costs more than it wins: what a burst
+needed says little of what comes after it, and raising again takes but one batch.
 """
 
 from collections import deque
@@ -44,14 +44,14 @@ class DemandPolicy:
 
     HORIZON_S = 1.0
     """As far as the arrival rate of the last moments is trusted."""
-    LOWER_SHARE = 0.1
+    LOWER_SHARE = 0.2
     """Share of the SLO that the queue may fill for a lower degree to count as sufficient."""
-    LOWER_RATE = 1.15
+    LOWER_RATE = 1.05
     """Room that a lower degree must have over the arrival rate."""
     MARGIN = 0.4
     """Share of the SLO that is kept back for the way out and for what comes between."""
 
-    def __init__(self, *, dwell_s: float = 1.0) -> None:
+    def __init__(self, *, dwell_s: float = 0.1) -> None:
         if not dwell_s >= 0:
             raise ValueError(f"dwell_s={dwell_s} must not be negative")
         self._dwell_s = dwell_s
@@ -81,8 +81,9 @@ class DemandPolicy:
         """Return the first level that serves who waits and who will come; None if none does."""
         waiting = load.queue_length + load.decoding
         coming = waiting + load.arrival_rate * self.HORIZON_S
-        candidates = [level for level in levels if level.images_per_s * self.HORIZON_S >= coming]
         margin_s = self.MARGIN * load.slo_s + load.switch_s
+        until_s = self.HORIZON_S + load.slo_s - margin_s
+        candidates = [level for level in levels if self._capacity(level, until_s) >= coming]
 
         def suffices(level: OperatingPoint) -> bool:
             doubt_s = load.spread * level.batch_seconds[level.batch_size - 1]
@@ -90,6 +91,11 @@ class DemandPolicy:
 
         self._place = first_sufficient(candidates, suffices, self._place)
         return candidates[self._place] if self._place < len(candidates) else None
+
+    def _capacity(self, level: OperatingPoint, until_s: float) -> float:
+        """Return how many images can be done by then, of such as come until the horizon."""
+        last_batch_s = level.batch_seconds[level.batch_size - 1]
+        return level.images_per_s * max(self.HORIZON_S, until_s - last_batch_s)
 
     def _roomy(self, load: LoadSnapshot, levels: Levels) -> OperatingPoint:
         """Return the first level that suffices with room, or the last one."""

@@ -41,7 +41,7 @@ class ServerSettings:
     max_queue_delay_s: float = 0.002
     queue_size: int = 256
     shed_late: bool = True
-    dwell_s: float = 1.0
+    dwell_s: float | None = None
     max_r: int | None = None
     min_accuracy: float | None = None
 

@@ -8,24 +8,27 @@ from server.policy import Policy, StaticPolicy
 from server.slackfit_policy import SlackFitPolicy
 from server.threshold_policy import ThresholdPolicy
 
-BUILDERS: Mapping[str, Callable[[int, float], Policy]] = {
-    "demand": lambda static_r, dwell_s: DemandPolicy(dwell_s=dwell_s),
-    "static": lambda static_r, dwell_s: StaticPolicy(static_r),
-    "threshold": lambda static_r, dwell_s: ThresholdPolicy(dwell_s=dwell_s),
-    "slackfit": lambda static_r, dwell_s: SlackFitPolicy(),
-    "aimd": lambda static_r, dwell_s: AimdPolicy(dwell_s=dwell_s),
+Dwell = Mapping[str, float]
+"""The keyword argument `dwell_s`, or nothing: then the policy's own."""
+
+BUILDERS: Mapping[str, Callable[[int, Dwell], Policy]] = {
+    "demand": lambda static_r, dwell: DemandPolicy(**dwell),
+    "static": lambda static_r, dwell: StaticPolicy(static_r),
+    "threshold": lambda static_r, dwell: ThresholdPolicy(**dwell),
+    "slackfit": lambda static_r, dwell: SlackFitPolicy(),
+    "aimd": lambda static_r, dwell: AimdPolicy(**dwell),
 }
 """From a name to what builds the policy, given the fixed degree and the dwell time."""
 
 
-def build_policy(name: str, *, static_r: int, dwell_s: float, slo_s: float) -> Policy:
+def build_policy(name: str, *, static_r: int, dwell_s: float | None, slo_s: float) -> Policy:
     """Return a fresh policy, without memory.
 
     Args:
         name: a key of `BUILDERS`.
         static_r: the degree of `static`; no other policy looks at it.
-        dwell_s: how long load must be low before a degree is lowered; `static` and `slackfit`
-            do not wait.
+        dwell_s: how long load must be low before a degree is lowered; None leaves it to the
+            policy. `static` and `slackfit` do not wait.
         slo_s: the promised latency. Snapshots carry it too, and so far no policy needs it sooner.
 
     Raises:
@@ -33,4 +36,4 @@ def build_policy(name: str, *, static_r: int, dwell_s: float, slo_s: float) -> P
     """
     if name not in BUILDERS:
         raise ValueError(f"unknown policy {name!r}: expected one of {', '.join(BUILDERS)}")
-    return BUILDERS[name](static_r, dwell_s)
+    return BUILDERS[name](static_r, {} if dwell_s is None else {"dwell_s": dwell_s})

@@ -148,8 +148,11 @@ class Settings(BaseSettings):
         le=1,
         description="No automatic choice goes below this expected accuracy (0 to 1).",
     )
-    dwell_s: float = Field(
-        1.0, ge=0, le=3600, description="How long load must be low before r is lowered."
+    dwell_s: float | None = Field(
+        None,
+        ge=0,
+        le=3600,
+        description="How long load must be low before r is lowered; unset: 0.1 for demand, else 1.",
     )
     profile: str = Field(
         "auto",

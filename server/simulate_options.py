@@ -79,7 +79,7 @@ class SimulateOptions:
     max_queue_delay_ms: float = option(2.0, help="as of the server")
     queue_size: int = option(256, help="as of the server")
     shed_late: bool = option(True, help="as of the server")
-    dwell_s: float = option(1.0, help="as of the server")
+    dwell_s: float | None = option(None, help="as of the server")
     max_r: int | None = option(None, help="as of the server")
     min_accuracy: float | None = option(None, help="as of the server")
     oracle: bool = option(True, help="compare with the offline bound")

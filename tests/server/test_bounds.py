@@ -131,13 +131,20 @@ def test_objections_have_a_name(r: int, why: str) -> None:
     assert found.objection(r) == why
 
 
+def test_a_degree_that_a_faster_one_equals_is_left_out() -> None:
+    """It would trade speed for nothing; r_source stays in any case, and what is not known."""
+    table = SetTable(accuracy={0: 0.84, 1: 0.84, 2: 0.83, 4: 0.83, 5: 0.83, 6: 0.8}, slow=(5,))
+    found = bounds(table, max_r=6)
+    assert degrees(found.offered()) == (0, 1, 3, 4, 6)
+    assert found.objection(2) == "beaten"
+
+
 def test_a_degree_that_the_checkpoints_beats_is_left_out() -> None:
     """Below r_source merging may cost less, or the distance from what was learned more."""
-    accuracy = {0: 0.86, 1: 0.84, 2: 0.85, 4: 0.85, 5: 0.82}
-    found = bounds(SetTable(accuracy=accuracy), r_source=4)
-    found.set(0, 6)
-    assert degrees(found.offered()) == (0, 2, 3, 4, 5, 6)
-    assert found.objection(1) == "beaten"
+    table = SetTable(accuracy={0: 0.86, 1: 0.84, 2: 0.85, 4: 0.85, 5: 0.82})
+    found = bounds(table, r_source=4)
+    found.set(0, 5)
+    assert degrees(found.offered()) == (0, 3, 4, 5)
 
 
 @given(
