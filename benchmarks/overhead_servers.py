@@ -51,7 +51,7 @@ def ours(port: int, batch_ms: float) -> None:
     class NullEngine(Engine):
         """Answers at once, or after a sleep that leaves the processor to others."""
 
-        def _run(self, images: Any, r: int) -> BatchOutcome:
+        def _run(self, images: Any, r: int, *how: Any) -> BatchOutcome:
             if batch_ms:
                 time.sleep(batch_ms / 1000)
             return BatchOutcome([scores] * len(images), r, 0.0, max(batch_ms / 1000, 1e-4))
