@@ -61,14 +61,14 @@ class DemandPolicy:
 
     def decide(self, load: LoadSnapshot, current_r: int) -> Decision:
         """Compare demand and throughput of the levels; see the module for the rule."""
-        levels = tuple(level for level in load.levels if level.pays) or load.levels
+        levels = tuple([level for level in load.levels if level.pays]) or load.levels
         here = nearest(current_r, levels)
         enough = self._enough(load, levels)
         if enough is None:
             self._remember(load.now, levels[-1].r)
             hurry = _quickest(load, levels)
             return Decision(hurry.r, "steady" if hurry.r == here else "overload")
-        needed = self._roomy(load, levels[levels.index(enough) :])
+        needed = self._roomy(load, [level for level in levels if level.r >= enough.r])
         self._remember(load.now, needed.r)
         if enough.r > here:
             return Decision(enough.r, "demand-rising")
@@ -91,7 +91,7 @@ class DemandPolicy:
         self._place = first_sufficient(candidates, suffices, self._place)
         return candidates[self._place] if self._place < len(candidates) else None
 
-    def _roomy(self, load: LoadSnapshot, levels: Levels) -> OperatingPoint:
+    def _roomy(self, load: LoadSnapshot, levels: Sequence[OperatingPoint]) -> OperatingPoint:
         """Return the first level that suffices with room, or the last one."""
         rate = self.LOWER_RATE * max(load.arrival_rate, load.steady_rate)
         waiting = load.queue_length + load.decoding
