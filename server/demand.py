@@ -7,13 +7,18 @@ work comes in batches: an image is done when its batch is done. Policies ask whi
 demand, the scheduler asks what can be met at all.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
-from server.stats import Backlog, FloatArray
+from server.stats import Backlog, FloatArray, IntArray
 from tocom_core.operating_point import OperatingPoint
+
+CLEARLY = 1 + 1e-9
+"""What fits with so much to spare fits whatever rounding does to the exact sums."""
 
 
 def finish_s(level: OperatingPoint, count: int) -> FloatArray:
@@ -22,12 +27,7 @@ def finish_s(level: OperatingPoint, count: int) -> FloatArray:
     Returns:
         `(count,)` float64, seconds from now, rising.
     """
-    size = level.batch_size
-    batch_s = level.batch_seconds[size - 1]
-    full, rest = divmod(count, size)
-    finish: FloatArray = (np.arange(count, dtype=np.float64) // size + 1.0) * batch_s
-    if rest:
-        finish[count - rest :] = full * batch_s + level.batch_seconds[rest - 1]
+    finish: FloatArray = np.repeat(_ends_s(level, count), level.batch_size)[:count]
     return finish
 
 
@@ -39,16 +39,14 @@ def extra_s(
     Returns:
         `(n,)` seconds, in order of service; None if no image has such a limit.
     """
-    if int(backlog.max_r.min(initial=level.r)) >= level.r:
-        return None
-    below = [other for other in levels if other.r < level.r]
+    below = _below_for(level, levels, backlog)
     if not below:
         return None
     by_limit = np.zeros(level.r + 1)
     own_s = 1 / level.images_per_s
     for index, other in enumerate(below):
         by_limit[other.r if index else 0 : level.r] = max(0.0, 1 / other.images_per_s - own_s)
-    extra: FloatArray = by_limit[np.minimum(backlog.max_r, level.r)]
+    extra: FloatArray = by_limit.take(backlog.max_r, mode="clip")
     return extra
 
 
@@ -61,18 +59,24 @@ def in_time(
     """Whether every waiting image is done `margin_s` before it is due, at this level.
 
     An image is done at `finish_s` plus the `extra_s` of itself and of those before it; compared is
-    once per batch, its end with the least slack in it.
+    once per batch, its end with the least slack in it. Mostly two looks tell: if all are done
+    before the first is due, they are in time; if the last one alone is late, they are not.
     """
-    count = len(backlog)
-    if count == 0:
+    if not len(backlog):
         return True
-    starts = np.arange(0, count, level.batch_size)
-    ends_s = (np.arange(len(starts)) + 1.0) * level.batch_seconds[level.batch_size - 1]
-    if rest := count % level.batch_size:
-        ends_s[-1] += level.batch_seconds[rest - 1] - level.batch_seconds[level.batch_size - 1]
-    extra = extra_s(level, levels, backlog)
-    slack_s = backlog.slack_s if extra is None else backlog.slack_s - np.cumsum(extra)
-    return bool((ends_s + margin_s <= np.minimum.reduceat(slack_s, starts)).all())
+    count, slack_s = len(backlog), backlog.slack_s
+    last_s = level.clear_s(count) + margin_s
+    below = _below_for(level, levels, backlog)
+    slowest = min((other.images_per_s for other in below), default=math.inf)
+    most_extra_s = count * max(0.0, 1 / slowest - 1 / level.images_per_s)
+    if (last_s + most_extra_s) * CLEARLY <= backlog.least_slack_s:
+        return True
+    if last_s > slack_s[-1]:
+        return False
+    if (extra := extra_s(level, levels, backlog)) is not None:
+        slack_s = slack_s - np.cumsum(extra)
+    least_s = np.minimum.reduceat(slack_s, np.arange(0, count, level.batch_size))
+    return bool((_ends_s(level, count) + margin_s <= least_s).all())
 
 
 def paced(level: OperatingPoint, images_per_s: float) -> OperatingPoint:
@@ -94,7 +98,7 @@ def excess(
     levels: tuple[OperatingPoint, ...],
     priority_of: Callable[[int], int],
     margin: float = 0.0,
-) -> list[int]:
+) -> IntArray:
     """Choose whom to give up so that all others are in time at this level, in batches of its size.
 
     Goes through the images in order of service and keeps who can still be in time. For one that
@@ -112,18 +116,51 @@ def excess(
     Returns:
         Positions, rising.
     """
-    slack = backlog.slack_s * (1 - margin)
-    finish = finish_s(level, len(backlog))
+    slack_s = backlog.slack_s * (1 - margin)
     extra = extra_s(level, levels, backlog)
     if extra is None:
-        return _excess_of_equals(finish, slack)
-    late = np.flatnonzero(finish + np.cumsum(extra) > slack)
+        return _excess_of_equals(level, slack_s)
+    gone = _excess_of_unequals(finish_s(level, len(backlog)), extra, slack_s, priority_of)
+    return np.array(sorted(gone), np.int64)
+
+
+def _excess_of_equals(level: OperatingPoint, slack_s: FloatArray) -> IntArray:
+    """Return whom to give up where all cost the same: who comes when its time is filled already.
+
+    Going through them one by one, an image stays if fewer are kept so far than its `room`: how
+    many can be done before it is due. Room counts whole batches, so that neighbours mostly have
+    the same, and a run of `n` with room `m` takes one step: while fewer than `m` are kept the next
+    one stays, so its first `min(n, m - kept)` do; then `kept >= m`, and the others go.
+    """
+    count = len(slack_s)
+    if not count:
+        return np.empty(0, np.int64)
+    batches = np.searchsorted(_ends_s(level, count), slack_s, side="right")
+    goes = np.zeros(count, bool)
+    kept = 0
+    ends = (np.flatnonzero(batches[1:] != batches[:-1]) + 1).tolist()
+    for start, end in pairwise((0, *ends, count)):
+        room = int(batches[start]) * level.batch_size
+        stay = min(end - start, max(0, room - kept))
+        kept += stay
+        goes[start + stay : end] = True
+    return np.flatnonzero(goes)
+
+
+def _excess_of_unequals(
+    finish_s: FloatArray,
+    extra_s: FloatArray,
+    slack_s: FloatArray,
+    priority_of: Callable[[int], int],
+) -> list[int]:
+    """Return whom to give up, in no order, where some cost more."""
+    late = np.flatnonzero(finish_s + np.cumsum(extra_s) > slack_s)
     if not len(late):
         return []
     first = int(late[0])  # all before it are in time together
-    surplus, kept = float(extra[:first].sum()), first
-    dear = np.flatnonzero(extra[:first]).tolist()
-    ends, slacks, extras = finish.tolist(), slack.tolist(), extra.tolist()
+    surplus, kept = float(extra_s[:first].sum()), first
+    dear = np.flatnonzero(extra_s[:first]).tolist()
+    ends, slacks, extras = finish_s.tolist(), slack_s.tolist(), extra_s.tolist()
     gone: list[int] = []
     for index in range(first, len(slacks)):
         surplus += extras[index]
@@ -139,20 +176,26 @@ def excess(
             gone.append(given_up)
             if given_up == index:
                 break
-    return sorted(gone)
-
-
-def _excess_of_equals(finish_s: FloatArray, slack_s: FloatArray) -> list[int]:
-    """Return whom to give up where all cost the same: who comes when its time is filled already."""
-    room = np.searchsorted(finish_s, slack_s, side="right")
-    late = np.flatnonzero(room <= np.arange(len(room)))
-    if not len(late):
-        return []
-    gone: list[int] = []
-    kept = int(late[0])  # all before it are in time together
-    for index, most in enumerate(room[kept:].tolist(), kept):
-        if kept < most:
-            kept += 1
-        else:
-            gone.append(index)
     return gone
+
+
+def _below_for(
+    level: OperatingPoint, levels: tuple[OperatingPoint, ...], backlog: Backlog
+) -> list[OperatingPoint]:
+    """Return the levels below this one, if an image has a limit that asks for one of them."""
+    if backlog.least_max_r >= level.r:
+        return []
+    return [other for other in levels if other.r < level.r]
+
+
+def _ends_s(level: OperatingPoint, count: int) -> FloatArray:
+    """Return when each batch ends: full ones, then one with the rest.
+
+    Returns:
+        `(ceil(count / batch_size),)` float64, seconds from now, rising.
+    """
+    size = level.batch_size
+    ends: FloatArray = np.arange(1.0, -(-count // size) + 1.0) * level.batch_seconds[size - 1]
+    if count % size:
+        ends[-1] = level.clear_s(count)
+    return ends

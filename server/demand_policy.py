@@ -61,14 +61,14 @@ class DemandPolicy:
 
     def decide(self, load: LoadSnapshot, current_r: int) -> Decision:
         """Compare demand and throughput of the levels; see the module for the rule."""
-        levels = tuple(level for level in load.levels if level.pays) or load.levels
+        levels = tuple([level for level in load.levels if level.pays]) or load.levels
         here = nearest(current_r, levels)
         enough = self._enough(load, levels)
         if enough is None:
             self._remember(load.now, levels[-1].r)
             hurry = _quickest(load, levels)
             return Decision(hurry.r, "steady" if hurry.r == here else "overload")
-        needed = self._roomy(load, levels[levels.index(enough) :])
+        needed = self._roomy(load, [level for level in levels if level.r >= enough.r])
         self._remember(load.now, needed.r)
         if enough.r > here:
             return Decision(enough.r, "demand-rising")
@@ -97,7 +97,7 @@ class DemandPolicy:
         last_batch_s = level.batch_seconds[level.batch_size - 1]
         return level.images_per_s * max(self.HORIZON_S, until_s - last_batch_s)
 
-    def _roomy(self, load: LoadSnapshot, levels: Levels) -> OperatingPoint:
+    def _roomy(self, load: LoadSnapshot, levels: Sequence[OperatingPoint]) -> OperatingPoint:
         """Return the first level that suffices with room, or the last one."""
         rate = self.LOWER_RATE * max(load.arrival_rate, load.steady_rate)
         waiting = load.queue_length + load.decoding

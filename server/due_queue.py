@@ -71,28 +71,36 @@ class DueQueue(Generic[ItemT]):
         at = int(np.searchsorted(self._keys[:count], key, side="left"))
         while at < count and self._keys[at] == key:
             if self.items[at] is item:
-                self.take([at])
+                self.take(np.array([at]))
                 return True
             at += 1
         return False
 
-    def take(self, indices: list[int]) -> list[ItemT]:
-        """Take out the items at these rising positions and return them in this order."""
-        taken = [self.items[index] for index in indices]
-        count, gone = len(self.items), len(taken)
-        if not taken:
-            return taken
-        if indices[-1] == gone - 1:  # the first ones, as almost always
-            for values in (self._keys, self._dues, self._limits):
-                values[: count - gone] = values[gone:count]
-            del self.items[:gone]
-            return taken
-        keep = np.ones(count, bool)
-        keep[indices] = False
+    def take(self, places: IntArray) -> list[ItemT]:
+        """Take out the items at these rising places and return them in this order."""
+        gone = len(places)
+        if not gone:
+            return []
+        count, first, end = len(self.items), int(places[0]), int(places[-1]) + 1
+        if gone == end - first:  # side by side, as mostly
+            taken = self.items[first:end]
+            del self.items[first:end]
+        else:
+            taken = self._sort_out(first, end, places)
         for values in (self._keys, self._dues, self._limits):
-            values[: count - gone] = values[:count][keep]
-        self.items = list(compress(self.items, keep.tolist()))
+            values[end - gone : count - gone] = values[end:count]
         return taken
+
+    def _sort_out(self, first: int, end: int, places: IntArray) -> list[ItemT]:
+        """Take out these, from `first` to before `end`, and move those between them together."""
+        goes = np.zeros(end - first, bool)
+        goes[places - first] = True
+        stays = ~goes
+        stretch = self.items[first:end]
+        self.items[first:end] = compress(stretch, stays.tobytes())
+        for values in (self._keys, self._dues, self._limits):
+            values[first : end - len(places)] = values[first:end][stays]
+        return list(compress(stretch, goes.tobytes()))
 
     def _make_room(self) -> None:
         room = 2 * len(self._keys)

@@ -44,6 +44,7 @@ class RecentLatency:
 
     def add(self, latency_s: float, now: float) -> None:
         """Note one answer."""
+        self._forget_before(now - self._window_s)
         if len(self._samples) == LATENCY_SAMPLES:
             self._forget_oldest()
         self._samples.append((now, latency_s))
@@ -51,11 +52,14 @@ class RecentLatency:
 
     def quantile(self, share: float, now: float) -> float | None:
         """Return the latency that `share` of the answers kept to; None without answers."""
-        while self._samples and self._samples[0][0] < now - self._window_s:
-            self._forget_oldest()
+        self._forget_before(now - self._window_s)
         if not self._sorted:
             return None
         return self._sorted[math.ceil(share * len(self._sorted)) - 1]
+
+    def _forget_before(self, time: float) -> None:
+        while self._samples and self._samples[0][0] < time:
+            self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         _, latency_s = self._samples.popleft()

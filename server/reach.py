@@ -35,6 +35,9 @@ class Reach:
         self.fastest = max(reachable, key=lambda level: (level.images_per_s, -level.r))
         self.below = tuple(level for level in levels if level.r <= self.fastest.r)
         self._top = levels[-1].r
+        self._by_degree = [levels[0]] * (self._top + 1)
+        for level in levels:
+            self._by_degree[level.r :] = [level] * (self._top + 1 - level.r)
         self._degrees = np.empty(self._top + 1, np.int64)
         self._alone = np.empty(self._top + 1)
         self._fill_in(keeping, 0)
@@ -48,7 +51,7 @@ class Reach:
 
     def alone_s(self, limits: IntArray) -> FloatArray:
         """Return how long each request takes by itself, at the quickest level it accepts."""
-        found: FloatArray = self._alone[np.minimum(limits, self._top)]
+        found: FloatArray = self._alone.take(limits, mode="clip")
         return found
 
     def alone_one_s(self, max_r: int | None) -> float:
@@ -57,13 +60,13 @@ class Reach:
 
     def degrees(self, limits: IntArray, wanted_r: int) -> IntArray:
         """Return the degree at which each is served while the controller wants `wanted_r`."""
-        own = self._degrees[np.minimum(limits, self._top)]
+        own = self._degrees.take(limits, mode="clip")
         served: IntArray = np.where(limits >= wanted_r, wanted_r, own)
         return served
 
     def level(self, r: int) -> OperatingPoint:
         """Return what is known of `r`; between two levels the lower one."""
-        return next((level for level in reversed(self.levels) if level.r <= r), self.levels[0])
+        return self._by_degree[min(max(r, 0), self._top)]
 
     def clear_s(self, count: int, max_r: int | None = None) -> float:
         """Return the seconds that so many images take at the best, with this limit."""

@@ -36,7 +36,7 @@ from server.meters import LoadMeter
 from server.pending import PendingRequest, Refusal, Selection
 from server.policy import Decision
 from server.reach import Reach
-from server.stats import Backlog, BatchStats, LoadSnapshot
+from server.stats import Backlog, BatchStats, IntArray, LoadSnapshot
 from tocom_core.operating_point import OperatingPoint
 
 __all__ = ["PendingRequest", "Refusal", "Scheduler", "Selection"]
@@ -151,7 +151,7 @@ class Scheduler(Generic[RequestT]):
         if any(item.priority <= priority for item in self._queue.items[count - surplus :]):
             return []
         self._meter.lost(surplus)
-        return self._queue.take(list(range(count - surplus, count)))
+        return self._queue.take(np.arange(count - surplus, count))
 
     def hold(self, places: int, priority: int = 1) -> None:
         """Keep places for images that are being decoded; negative gives them back."""
@@ -184,16 +184,19 @@ class Scheduler(Generic[RequestT]):
         late = self._take_hopeless(now)
         load = self.load(now)
         decision = self._decide(load)
+        reach = self._reach()
         if self._shed_late and len(self._queue):
-            late += self._take_infeasible(now, max(load.arrival_rate, load.steady_rate))
+            late += self._take_infeasible(load, reach)
         expired = [request for request in late if request.deadline is not None]
-        shed = [request for request in late if request.deadline is None]
+        shed = late
+        if expired:
+            shed = [request for request in late if request.deadline is None]
         retry_s = self.drain_s(now) if shed else 0.0
         self._meter.lost(len(late))
         if not len(self._queue):
             return Selection([], decision.r, decision.r, expired, shed, retry_s)
-        r, indices = self._choose(now, decision)
-        batch = self._queue.take(indices)
+        r, places = self._choose(load, decision, reach)
+        batch = self._queue.take(places)
         return Selection(batch, r, decision.r, expired, shed, retry_s)
 
     def batch_started(self, now: float, size: int, r: int) -> None:
@@ -243,29 +246,31 @@ class Scheduler(Generic[RequestT]):
         """Take out whose time is over, or would be even if it were served alone and at once."""
         if not len(self._queue):
             return []
-        slack_s, reach = self._queue.dues - now, self._reach()
-        if float(slack_s.min()) >= reach.longest_alone_s:
+        dues, reach = self._queue.dues, self._reach()
+        if float(dues.min()) - now >= reach.longest_alone_s:
             return []
+        slack_s = dues - now
         hopeless = slack_s < reach.alone_s(self._queue.limits) * (1 - DOUBT)
         if self._meter.idle_s(now) >= PROBE_AFTER_S:
             hopeless[0] = False  # an untested belief is no reason not to try
         hopeless |= slack_s <= 0
         if not hopeless.any():
             return []
-        indices = np.flatnonzero(hopeless).tolist()
         if not self._shed_late:
-            indices = [i for i in indices if self._queue.items[i].deadline is not None]
-        return self._queue.take(indices)
+            hopeless &= [request.deadline is not None for request in self._queue]
+        return self._queue.take(np.flatnonzero(hopeless))
 
-    def _take_infeasible(self, now: float, rate: float) -> list[RequestT]:
+    def _take_infeasible(self, load: LoadSnapshot, reach: Reach) -> list[RequestT]:
         """Take out who would miss although the fastest level serves nothing but this queue."""
-        reach = self._reach()
-        backlog = Backlog(self._queue.dues - now, self._queue.limits)
-        if in_time(reach.fastest, reach.below, backlog) or self._meter.idle_s(now) >= PROBE_AFTER_S:
+        backlog = load.backlog
+        if in_time(reach.fastest, reach.below, backlog):
+            return []
+        if self._meter.idle_s(load.now) >= PROBE_AFTER_S:
             return []
         if any(in_time(level, reach.below, backlog) for level in reach.quick(len(backlog))):
             return []  # a small batch may be quicker at a lower level
-        level, items = paced(reach.fastest, rate), self._queue.items
+        level = paced(reach.fastest, max(load.arrival_rate, load.steady_rate))
+        items = self._queue.items
         self._least_batch = level.batch_size
         return self._queue.take(
             excess(backlog, level, reach.below, lambda index: items[index].priority, MARGIN)
@@ -273,49 +278,44 @@ class Scheduler(Generic[RequestT]):
 
     # The batch.
 
-    def _choose(self, now: float, decision: Decision) -> tuple[int, list[int]]:
-        """Return the degree and the positions of the next batch."""
-        limits, reach = self._queue.limits, self._reach()
-        r, most = decision.r, self._max_batch_size
-        if int(limits.min()) >= r:
-            alike = list(range(min(len(limits), most)))
+    def _choose(self, load: LoadSnapshot, decision: Decision, reach: Reach) -> tuple[int, IntArray]:
+        """Return the degree and the places of the next batch."""
+        limits = self._queue.limits
+        now, r, most = load.now, decision.r, self._max_batch_size
+        if load.backlog.least_max_r >= r:
+            alike = np.arange(min(len(limits), most))
         else:
             degrees = reach.degrees(limits, r)
             r = int(degrees[0])
-            alike = np.flatnonzero(degrees == r)[:most].tolist()
+            alike = np.flatnonzero(degrees == r)
         level = reach.level(r)
-        size = min(most, decision.max_batch or level.batch_size)
-        return r, self._fill(now, level, alike[:size], self._others_done_by(now, decision.r, r))
+        alike = alike[: min(most, decision.max_batch or level.batch_size)]
+        done_by = math.inf if r == decision.r else self._others_done_by(now, decision.r, reach)
+        dues = self._queue.dues[alike].tolist()
+        return r, alike[: self._how_many(now, level, dues, done_by)]
 
-    def _others_done_by(self, now: float, wanted_r: int, r: int) -> float:
+    def _others_done_by(self, now: float, wanted_r: int, reach: Reach) -> float:
         """Return when a batch of limited requests must be done so that no other gets late."""
-        if r == wanted_r:
-            return math.inf
         others = np.flatnonzero(self._queue.limits >= wanted_r)
         if not len(others):
             return math.inf
-        level = self._reach().level(wanted_r)
+        level = reach.level(wanted_r)
         size = min(len(others), level.batch_size)
         due = float(self._queue.dues[others[:size]].min())
         latest = due - level.batch_s(size)
         return latest if latest > now else math.inf  # late anyway: do not stop for it
 
-    def _fill(
-        self, now: float, level: OperatingPoint, alike: Sequence[int], done_by: float
-    ) -> list[int]:
-        """Take positions in order while the batch stays short enough for all that are in it."""
-        dues = self._queue.dues
+    def _how_many(
+        self, now: float, level: OperatingPoint, dues: Sequence[float], done_by: float
+    ) -> int:
+        """Count the first of these that a batch takes and stays short enough for all in it."""
         alone_at = now + level.batch_s(1)
-        batch: list[int] = []
-        for index in alike:
-            due = float(dues[index])
-            done_at = now + level.batch_s(len(batch) + 1)
-            meetable = due - MARGIN * (due - now) if due >= alone_at else math.inf
-            if len(batch) >= self._least_batch and done_at > min(done_by, meetable):
-                break
-            done_by = min(done_by, meetable)
-            batch.append(index)
-        return batch
+        for size, due in enumerate(dues, 1):
+            if due >= alone_at:
+                done_by = min(done_by, due - MARGIN * (due - now))
+            if size > self._least_batch and now + level.batch_s(size) > done_by:
+                return size - 1
+        return len(dues)
 
     # Reckoning.
 

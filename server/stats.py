@@ -7,7 +7,7 @@ observers turn them into whatever is needed. All times are seconds on the server
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -109,10 +109,20 @@ class Backlog:
     Attributes:
         slack_s: `(n,)` float64, seconds until each is due; negative where that time is over.
         max_r: `(n,)` int64, the highest degree each accepts; `NO_LIMIT` accepts any.
+        least_slack_s: the smallest; infinite if nobody waits.
+        least_max_r: the smallest; `NO_LIMIT` if nobody waits.
     """
 
     slack_s: FloatArray
     max_r: IntArray
+    least_slack_s: float = field(init=False)
+    least_max_r: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look for the smallest ones once; a decision asks for them several times."""
+        least_s = self.slack_s.min(initial=math.inf)
+        object.__setattr__(self, "least_slack_s", float(least_s))
+        object.__setattr__(self, "least_max_r", int(self.max_r.min(initial=NO_LIMIT)))
 
     def __len__(self) -> int:
         """Return how many wait."""

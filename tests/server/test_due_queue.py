@@ -1,7 +1,9 @@
 """The sorted queue: always in order, whatever comes and goes."""
 
+import random
 from dataclasses import dataclass
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,13 +47,31 @@ def test_order_survives_any_history(data: st.DataObject) -> None:
         elif action == "take" and model:
             order = sorted(model, key=lambda item: item.key)
             some = data.draw(st.sets(st.integers(0, len(model) - 1), max_size=5))
-            assert queue.take(sorted(some)) == [order[index] for index in sorted(some)]
-            model = [item for item in model if item not in [order[index] for index in some]]
+            gone = [order[place] for place in sorted(some)]
+            assert queue.take(np.array(sorted(some), np.int64)) == gone
+            model = [item for item in model if item not in gone]
         order = sorted(model, key=lambda item: item.key)
         assert list(queue) == order
         assert queue.dues.tolist() == [item.due for item in order]
         limits = [NO_LIMIT if item.max_r is None else item.max_r for item in order]
         assert queue.limits.tolist() == limits
+
+
+@given(count=st.integers(1, 60), start=st.integers(0, 60), drawn=st.randoms(use_true_random=False))
+def test_any_share_of_the_queue_can_be_taken(count: int, start: int, drawn: random.Random) -> None:
+    """One stretch of it, or many here and there: the others stay in order, arrays included."""
+    queue: DueQueue[int] = DueQueue()
+    for number in range(count):
+        queue.add(number, number, 2.0 * number, 3 * number)
+    places = list(range(min(start, count), drawn.randint(min(start, count), count)))
+    if drawn.random() < 0.5:
+        places = sorted(drawn.sample(range(count), len(places)))
+    stay = [number for number in range(count) if number not in places]
+    assert queue.take(np.array(places, np.int64)) == places
+    assert queue.items == stay
+    assert queue.dues.tolist() == [2.0 * number for number in stay]
+    assert queue.limits.tolist() == [3 * number for number in stay]
+    assert [queue.ahead_of(number - 0.5) for number in stay] == list(range(len(stay)))
 
 
 def test_a_new_item_stands_behind_its_equals() -> None:

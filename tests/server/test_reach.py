@@ -24,6 +24,9 @@ def test_the_tables_agree_with_a_search(machine: Levels, data: st.DataObject) ->
     reachable = tuple(machine[index] for index in sorted(some))
     keeping = tuple(level for level in machine if level.pays or level is machine[0])
     reach = Reach(machine, reachable, keeping)
+    for r in range(machine[-1].r + 2):
+        lower = [level for level in machine if level.r <= r]
+        assert reach.level(r) is (lower or machine)[-1 if lower else 0]
     for limit in (*range(machine[-1].r + 2), NO_LIMIT):
         accepted = _accepted(machine, reachable, limit)
         best = max(accepted, key=lambda level: (level.images_per_s, -level.r))
