@@ -22,6 +22,7 @@ import json
 import math
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -43,6 +44,7 @@ from tocom_core.throughput import Spread
 
 HERE = Path(__file__).parents[1]
 READY_WITHIN_S = 240.0
+GONE_WITHIN_S = 20.0
 WARM_UP_S = 1.0
 BODIES = {"tiny": resized_cat(8, quality=50), "photo": resized_cat(451, quality=75)}
 FIGURES = ("requests_per_s", "p50_ms", "p99_ms", "cpu_ms")
@@ -128,11 +130,11 @@ def _running(name: str, kind: str, checkout: Path, batch_ms: float) -> Iterator[
     try:
         yield Target(name, kind, port, process.pid)
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # LitServe has workers
         try:
-            process.wait(20)
+            process.wait(GONE_WITHIN_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

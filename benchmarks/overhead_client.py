@@ -11,6 +11,8 @@ import time
 from base64 import b64encode
 from dataclasses import dataclass, field
 
+ANSWER_WITHIN_S = 30.0
+
 
 @dataclass
 class Load:
@@ -62,7 +64,11 @@ class _Connection(asyncio.Protocol):
 
 
 async def closed_loop(port: int, request: bytes, connections: int, seconds: float) -> Load:
-    """Keep so many requests under way, each on its own connection, for so long."""
+    """Keep so many requests under way, each on its own connection, for so long.
+
+    Raises:
+        TimeoutError: a request was never answered.
+    """
     loop = asyncio.get_running_loop()
     load = Load()
     give_up = time.monotonic() + seconds
@@ -70,7 +76,8 @@ async def closed_loop(port: int, request: bytes, connections: int, seconds: floa
         await loop.create_connection(lambda: _Connection(request, give_up, load), "127.0.0.1", port)
         for _ in range(connections)
     ]
-    await asyncio.gather(*(protocol.ended for _, protocol in opened))
+    async with asyncio.timeout(seconds + ANSWER_WITHIN_S):
+        await asyncio.gather(*(protocol.ended for _, protocol in opened))
     return load
 
 
