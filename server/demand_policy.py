@@ -11,7 +11,7 @@ where `wait` is how long an image may wait for its batch. So a burst that fits i
 is served at the low degree, and as the queue grows the same inequality asks for more.
 
 Raising is immediate. Lowering is damped: `r` is never below the highest degree that was needed
-within the last `dwell_s`, a few batches long, and for that memory a degree must suffice with more
+within the last `dwell_s`, about a batch long, and for that memory a degree must suffice with more
 room: it carries the arrivals itself, with next to no queue. The gap between the two is the
 hysteresis that lets a constant load settle. A longer memory costs more than it wins: what a burst
 needed says little of what comes after it, and raising again takes but one batch.
@@ -48,10 +48,10 @@ class DemandPolicy:
     """Share of the SLO that the queue may fill for a lower degree to count as sufficient."""
     LOWER_RATE = 1.05
     """Room that a lower degree must have over the arrival rate."""
-    MARGIN = 0.4
+    MARGIN = 0.45
     """Share of the SLO that is kept back for the way out and for what comes between."""
 
-    def __init__(self, *, dwell_s: float = 0.1) -> None:
+    def __init__(self, *, dwell_s: float = 0.05) -> None:
         if not dwell_s >= 0:
             raise ValueError(f"dwell_s={dwell_s} must not be negative")
         self._dwell_s = dwell_s

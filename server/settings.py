@@ -152,7 +152,7 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=3600,
-        description="How long load must be low before r is lowered; unset: 0.1 for demand, else 1.",
+        description="How long load must be low before r falls; unset: 0.05 for demand, 1 else",
     )
     profile: str = Field(
         "auto",

@@ -324,8 +324,8 @@ def test_the_table_shows_what_was_measured(make_run: Callable[..., ProfileRun]) 
     rows = {int(line.split("|")[1]): line.split("|") for line in text.splitlines()[4:]}
     assert list(rows) == list(profile.degrees)
     measured = next(m for m in profile.measurements if (m.r, m.batch) == (2, 2))
-    assert rows[2][4].strip() == f"{1000 * measured.seconds:.1f}"
-    assert rows[1][4].strip() == "" and rows[0][-2].strip() == "yes"
+    assert rows[2][5].strip() == f"{1000 * measured.seconds:.1f}"
+    assert rows[1][5].strip() == "" and rows[0][-2].strip() == "yes"
 
 
 def test_the_plot_is_drawn_with_and_without_accuracy(
