@@ -112,7 +112,7 @@ class Controller:
         if self._shadow is not None:
             self._note(decision)
             return Decision(self._r, "shadow")
-        self._move(decision.r, decision.reason)
+        self._move(decision.r, decision.reason, logging.DEBUG)
         return decision
 
     def levels(self) -> tuple[OperatingPoint, ...]:
@@ -256,10 +256,11 @@ class Controller:
             else:
                 self._move(self._shadow.r, "pin-expired")
 
-    def _move(self, r: int, reason: str) -> None:
+    def _move(self, r: int, reason: str, level: int = logging.INFO) -> None:
+        """Take a degree; what a policy chooses, several times a second, is logged for debugging."""
         if r == self._r:
             return
-        logger.info("r %d -> %d (%s)", self._r, r, reason)
+        logger.log(level, "r %d -> %d (%s)", self._r, r, reason)
         self._last_change = DegreeChange(self._r, r, reason, age_s=0.0)
         self._changed_at = self._clock()
         self._r, self._reason = r, reason
