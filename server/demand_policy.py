@@ -46,8 +46,9 @@ class DemandPolicy:
     """As far as the arrival rate of the last moments is trusted."""
     LOWER_SHARE = 0.2
     """Share of the SLO that the queue may fill for a lower degree to count as sufficient."""
-    LOWER_RATE = 1.05
-    """Room that a lower degree must have over the arrival rate."""
+    LOWER_ROOM = 0.05
+    """Share of the arrival rate that a lower degree must have to spare; more where batch durations
+    spread more, for that is how far its believed throughput may be off."""
     MARGIN = 0.45
     """Share of the SLO that is kept back for the way out and for what comes between."""
 
@@ -99,7 +100,8 @@ class DemandPolicy:
 
     def _roomy(self, load: LoadSnapshot, levels: Sequence[OperatingPoint]) -> OperatingPoint:
         """Return the first level that suffices with room, or the last one."""
-        rate = self.LOWER_RATE * max(load.arrival_rate, load.steady_rate)
+        room = max(self.LOWER_ROOM, load.spread)
+        rate = (1 + room) * max(load.arrival_rate, load.steady_rate)
         waiting = load.queue_length + load.decoding
         time_s = self.LOWER_SHARE * load.slo_s
         for level in levels:
