@@ -11,12 +11,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +28,10 @@ from server.degrees import (
     table_accuracies,
 )
 from server.errors import ForwardFailed, SettingsError
-from server.forward import Forward, is_out_of_memory
+from server.forward import Forward, checked, failure_detail
 from server.gate import DegreeGate
 from server.lanes import Lanes, choose_lanes, use_threads
-from server.room import Claim, Room
+from server.room import Room
 from server.settings import Settings
 from server.stats import BatchOutcome
 from tocom_core.bank import Bank
@@ -43,8 +41,6 @@ from tocom_core.merger import WeightMerger
 from tocom_core.models import LoadedModel, find_bank, load_model, pick_device
 
 logger = logging.getLogger(__name__)
-
-Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FAILURES_UNTIL_BROKEN = 3
@@ -185,7 +181,7 @@ class Engine:
         alone = self._room.empty
         whole = self._lanes.keeps_whole(len(images)) and (alone or self._lanes.count == 1)
         with self._room.claim(self._lanes.count if whole else len(images)) as claim:
-            on_part = partial(_tell, loop, claim)
+            on_part = partial(claim.give_back_from_thread, loop)
             run = partial(self.run_blocking, images, r, whole=whole, on_part=on_part)
             outcome = await loop.run_in_executor(self._threads, run)
         return replace(outcome, partial=not whole and len(images) < self._lanes.count)
@@ -210,7 +206,7 @@ class Engine:
             logger.exception(
                 "batch failed: images=%d r=%d in_a_row=%d", len(images), r, self._failures
             )
-            raise ForwardFailed(_failure_detail(error)) from error
+            raise ForwardFailed(failure_detail(error)) from error
         self._failures = 0
         return outcome
 
@@ -261,7 +257,7 @@ class Engine:
             outputs = self._forward.classify(batch, r, whole=whole, on_part=on_part)
             compute_s = self._clock() - started
         return BatchOutcome(
-            outputs=[_checked(row) for row in outputs.numpy()],
+            outputs=[checked(row) for row in outputs.numpy()],
             r=r,
             merge_s=merge_s,
             compute_s=compute_s,
@@ -318,12 +314,6 @@ class Engine:
         )
 
 
-def _tell(loop: asyncio.AbstractEventLoop, claim: Claim) -> None:
-    """Say on the event loop that a lane is free; whoever has closed it does not ask."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(claim.give_back)
-
-
 def load_engine(settings: Settings) -> Engine:
     """Load what the settings name: model, bank, device.
 
@@ -352,17 +342,3 @@ def _compressed(loaded: LoadedModel, bank: Bank | None, settings: Settings) -> C
             method = bank.method
     prop_attn = loaded.choose_prop_attn(settings.prop_attn, bank)
     return CompressedViT(loaded.vit, method, prop_attn).eval()
-
-
-def _checked(row: Probabilities) -> Probabilities | ForwardFailed:
-    """An image's probabilities, or its failure if they are no numbers."""
-    if np.isfinite(row).all():
-        return row
-    return ForwardFailed("The model gave no finite scores for this image; try another dtype")
-
-
-def _failure_detail(error: Exception) -> str:
-    """What a client may know; the log has the rest."""
-    if is_out_of_memory(error):
-        return "The server ran out of memory for this image; try again later"
-    return "The model failed on this batch; try again, and tell the operator if it persists"

@@ -4,15 +4,18 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from server.backends import Backend
+from server.errors import ForwardFailed
 from server.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
 Normalize = Callable[[Tensor, torch.dtype], Tensor]
+Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 class Forward:
@@ -87,6 +90,20 @@ class Forward:
             pixels = self._normalize(images.to(self._device), self._dtype)
             logits = self._backend.logits(pixels, r, whole=whole)
             return logits.float().softmax(dim=-1).cpu()
+
+
+def checked(row: Probabilities) -> Probabilities | ForwardFailed:
+    """Return an image's probabilities, or its failure if they are no numbers."""
+    if np.isfinite(row).all():
+        return row
+    return ForwardFailed("The model gave no finite scores for this image; try another dtype")
+
+
+def failure_detail(error: Exception) -> str:
+    """Return what a client may know of a failed batch; the log has the rest."""
+    if is_out_of_memory(error):
+        return "The server ran out of memory for this image; try again later"
+    return "The model failed on this batch; try again, and tell the operator if it persists"
 
 
 def is_out_of_memory(error: Exception) -> bool:

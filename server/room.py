@@ -8,7 +8,7 @@ behind what still runs. All of this lives on the event loop.
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Claim:
@@ -24,6 +24,11 @@ class Claim:
         lanes = min(lanes, self._lanes)
         self._lanes -= lanes
         self._room._take(-lanes)
+
+    def give_back_from_thread(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the event loop give a lane back; a loop that is closed has nobody who waits."""
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self.give_back)
 
     def end(self) -> None:
         """Give back all that is left."""
