@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+LAST_MOMENT_S = 0.1
+"""More than an idle thread needs; one that meets the end of the interpreter alarms libraries."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
@@ -45,7 +48,7 @@ class Decoders:
         return future
 
     def close(self) -> None:
-        """End the threads; what waits is cancelled, and what has begun is not waited for."""
+        """End the threads; what waits is cancelled, and what has begun gets a moment only."""
         self._closed = True
         with suppress(Empty):
             while True:
@@ -53,6 +56,8 @@ class Decoders:
                     job.future.cancel()
         for _ in self._threads:
             self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(LAST_MOMENT_S)
 
     def _start(self) -> None:
         # As daemons they cannot hold up the end of the process.
