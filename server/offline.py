@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from server.errors import ServeError, SettingsError
 from server.images import ImageLimits, decode, guard_pillow
-from server.settings import Settings, flag_of, load_settings
+from server.settings import Settings
+from server.settings_sources import flag_of, load_settings
 
 if TYPE_CHECKING:
     from server.engine import Engine

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from server.errors import SettingsError
-from server.settings import Settings, load_settings
+from server.settings import Settings
+from server.settings_sources import load_settings
 
 PROG = "tocom profile"
 

@@ -16,7 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.clock import monotonic
-from server.settings import Settings, load_settings
+from server.settings import Settings
+from server.settings_sources import load_settings
 
 if TYPE_CHECKING:
     from server.service import Service

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from server.errors import SettingsError
-from server.settings import Settings, build_parser, flag_of, load_settings
+from server.settings import Settings
+from server.settings_sources import build_parser, flag_of, load_settings
 
 
 @pytest.fixture(autouse=True)
