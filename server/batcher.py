@@ -76,7 +76,7 @@ class Batcher:
         self._max_queue_delay_s = max_queue_delay_s
         self._room = room
         self._running: set[asyncio.Task[None]] = set()
-        self._last_end = 0.0
+        self._last_end: dict[int, float] = {}  # by device
         self._on_batch = on_batch
         self._on_served = on_served
         self._idle_work = idle_work
@@ -212,7 +212,7 @@ class Batcher:
 
     async def _serve(self, batch: list[Entry], r: int, limited: bool) -> None:
         started_at = self._clock()
-        self._scheduler.batch_started(started_at, len(batch), r)
+        running = self._scheduler.batch_started(started_at, len(batch), r)
         stats: BatchStats | None = None
         try:
             outcome = await self._forward([entry.payload for entry in batch], r)
@@ -224,14 +224,15 @@ class Batcher:
                 self._queue.entries.fail(entry, _forward_failed(error), r)
             return
         finally:
-            self._scheduler.batch_ended(stats)
+            self._scheduler.batch_ended(stats, running)
         notify(self._on_batch, stats)
         for entry, output in zip(batch, outcome.outputs, strict=True):
             self._answer(entry, output, outcome)
 
     def _stats(self, outcome: BatchOutcome, started_at: float, limited: bool) -> BatchStats:
-        now, before = self._clock(), self._last_end
-        self._last_end = now
+        now = self._clock()
+        before = self._last_end.get(outcome.device, 0.0)
+        self._last_end[outcome.device] = now
         merge_s, compute_s = outcome.merge_s, outcome.compute_s
         return BatchStats(
             outcome.r,
@@ -243,6 +244,7 @@ class Batcher:
             handover_s=max(0.0, now - started_at - merge_s - compute_s),
             overlap_s=max(0.0, before - started_at),
             partial=outcome.partial,
+            device=outcome.device,
         )
 
     def _answer(self, entry: Entry, output: Any, outcome: BatchOutcome) -> None:

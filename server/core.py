@@ -74,7 +74,7 @@ def build_core(
         SettingsError: bounds and accuracy floor leave no degree, or the static degree is none.
     """
     profile = stored.complete(engine.own_profile(stored.measurements or warm_up.measurements))
-    table = OperatingTable(profile, max_batch_s=settings.max_batch_s)
+    table = OperatingTable(profile, devices=len(engine.devices), max_batch_s=settings.max_batch_s)
     agreement = Agreement(clock)
     controller = _controller(engine, settings, table, agreement, metrics, clock)
     live = None

@@ -77,7 +77,7 @@ def device_identity(
     device: torch.device, dtype: str, threads: int, lanes: int, backend: str
 ) -> dict[str, str | int]:
     """The device and what else decides how fast one and the same model runs on it."""
-    told: dict[str, str | int] = {"device": _device_name(device)}
+    told: dict[str, str | int] = {"device": product_name(device)}
     if device.type == "cpu":
         told |= {"threads": threads, "lanes": lanes, "backend": backend}
     return told | {"dtype": dtype, "torch": str(torch.__version__)}
@@ -109,7 +109,7 @@ def model_identity(
     }
 
 
-def _device_name(device: torch.device, cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+def product_name(device: torch.device, cpu_info: Path = Path("/proc/cpuinfo")) -> str:
     """The product's name where the system tells it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

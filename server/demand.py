@@ -3,8 +3,9 @@
 For earliest-deadline-first on one machine the classic test is the processor-demand criterion: a
 set of jobs is feasible if, for every due time, the work due by then fits into the time until then
 (Baruah, Rosier and Howell 1990). Here a job is an image, the machine's speed is the degree's, and
-work comes in batches: an image is done when its batch is done. Policies ask which degree meets the
-demand, the scheduler asks what can be met at all.
+work comes in batches: an image is done when its batch is done. Several devices take the batches in
+turn, each the next one as soon as it is free (list scheduling, Graham 1969). Policies ask which
+degree meets the demand, the scheduler asks what can be met at all.
 """
 
 import math
@@ -21,13 +22,18 @@ CLEARLY = 1 + 1e-9
 """What fits with so much to spare fits whatever rounding does to the exact sums."""
 
 
-def finish_s(level: OperatingPoint, count: int) -> FloatArray:
+def finish_s(level: OperatingPoint, count: int, begin_s: tuple[float, ...] = (0.0,)) -> FloatArray:
     """Return when each of `count` images is done, in efficient batches one after the other.
+
+    Args:
+        level: the degree, and what a batch takes at it.
+        count: of images.
+        begin_s: see `Backlog`.
 
     Returns:
         `(count,)` float64, seconds from now, rising.
     """
-    finish: FloatArray = np.repeat(_ends_s(level, count), level.batch_size)[:count]
+    finish: FloatArray = np.repeat(_ends_s(level, count, begin_s), level.batch_size)[:count]
     return finish
 
 
@@ -65,7 +71,10 @@ def in_time(
     if not len(backlog):
         return True
     count, slack_s = len(backlog), backlog.slack_s
-    last_s = level.clear_s(count) + margin_s
+    if len(backlog.begin_s) == 1:
+        last_s = level.clear_s(count) + margin_s
+    else:
+        last_s = float(_ends_s(level, count, backlog.begin_s)[-1]) + margin_s
     below = _below_for(level, levels, backlog)
     slowest = min((other.images_per_s for other in below), default=math.inf)
     most_extra_s = count * max(0.0, 1 / slowest - 1 / level.images_per_s)
@@ -76,7 +85,7 @@ def in_time(
     if (extra := extra_s(level, levels, backlog)) is not None:
         slack_s = slack_s - np.cumsum(extra)
     least_s = np.minimum.reduceat(slack_s, np.arange(0, count, level.batch_size))
-    return bool((_ends_s(level, count) + margin_s <= least_s).all())
+    return bool((_ends_s(level, count, backlog.begin_s) + margin_s <= least_s).all())
 
 
 def paced(level: OperatingPoint, images_per_s: float) -> OperatingPoint:
@@ -87,7 +96,7 @@ def paced(level: OperatingPoint, images_per_s: float) -> OperatingPoint:
     batch needs to be larger, and under load none should be smaller, than this.
     """
     for size in range(1, level.batch_size):
-        if size >= images_per_s * level.batch_seconds[size - 1]:
+        if size * level.devices >= images_per_s * level.batch_seconds[size - 1]:
             return replace(level, batch_size=size)
     return level
 
@@ -119,12 +128,15 @@ def excess(
     slack_s = backlog.slack_s * (1 - margin)
     extra = extra_s(level, levels, backlog)
     if extra is None:
-        return _excess_of_equals(level, slack_s)
-    gone = _excess_of_unequals(finish_s(level, len(backlog)), extra, slack_s, priority_of)
+        return _excess_of_equals(level, slack_s, backlog.begin_s)
+    finish = finish_s(level, len(backlog), backlog.begin_s)
+    gone = _excess_of_unequals(finish, extra, slack_s, priority_of)
     return np.array(sorted(gone), np.int64)
 
 
-def _excess_of_equals(level: OperatingPoint, slack_s: FloatArray) -> IntArray:
+def _excess_of_equals(
+    level: OperatingPoint, slack_s: FloatArray, begin_s: tuple[float, ...]
+) -> IntArray:
     """Return whom to give up where all cost the same: who comes when its time is filled already.
 
     Going through them one by one, an image stays if fewer are kept so far than its `room`: how
@@ -135,7 +147,7 @@ def _excess_of_equals(level: OperatingPoint, slack_s: FloatArray) -> IntArray:
     count = len(slack_s)
     if not count:
         return np.empty(0, np.int64)
-    batches = np.searchsorted(_ends_s(level, count), slack_s, side="right")
+    batches = np.searchsorted(_ends_s(level, count, begin_s), slack_s, side="right")
     goes = np.zeros(count, bool)
     kept = 0
     ends = (np.flatnonzero(batches[1:] != batches[:-1]) + 1).tolist()
@@ -188,14 +200,22 @@ def _below_for(
     return [other for other in levels if other.r < level.r]
 
 
-def _ends_s(level: OperatingPoint, count: int) -> FloatArray:
-    """Return when each batch ends: full ones, then one with the rest.
+def _ends_s(level: OperatingPoint, count: int, begin_s: tuple[float, ...]) -> FloatArray:
+    """Return when each batch is over, and all before it: full ones, then one with the rest.
 
     Returns:
         `(ceil(count / batch_size),)` float64, seconds from now, rising.
     """
-    size = level.batch_size
-    ends: FloatArray = np.arange(1.0, -(-count // size) + 1.0) * level.batch_seconds[size - 1]
-    if count % size:
-        ends[-1] = level.clear_s(count)
+    size, rest = level.batch_size, count % level.batch_size
+    batches, batch_s = -(-count // size), level.batch_seconds[size - 1]
+    ends: FloatArray
+    if len(begin_s) == 1:
+        ends = np.arange(1.0, batches + 1.0) * batch_s
+        if rest:
+            ends[-1] = level.clear_s(count)
+        return ends
+    ends = np.sort(np.add.outer(np.array(begin_s), np.arange(1.0, batches + 1.0) * batch_s).ravel())
+    ends = ends[:batches]
+    if rest:
+        ends[-1] = max(ends[-1] - batch_s + level.batch_seconds[rest - 1], ends[:-1].max(initial=0))
     return ends

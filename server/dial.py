@@ -11,6 +11,11 @@ class Table(Protocol):
     """What the scheduler needs of the table of levels."""
 
     @property
+    def devices(self) -> int:
+        """How many devices compute batches of their own."""
+        ...
+
+    @property
     def spread(self) -> float:
         """Relative error of believed durations of late."""
         ...

@@ -1,24 +1,20 @@
-"""The model and its inference threads.
+"""The model on all of its devices, behind one queue.
 
-Each batch has a thread that sees it through. On a CPU a batch is shared out to lanes, and the next
-one may begin as soon as one lane is free (`room`), hence as many such threads as lanes; elsewhere
-there is one. The weights change between two forward passes and never during one (`gate`), so a
-batch cannot mix degrees.  Callers hand over decoded images and a degree and await the outcome; when
-a batch does not fit into memory it is halved, and what cannot be computed fails its own batch only.
+Each device has a replica of its own: its weights, its degree, its threads (`replica`). A batch goes
+to the device with the least work, and none is begun while no device has room. Callers hand over
+decoded images and a degree and await the outcome; what cannot be computed fails its own batch only.
 """
 
-import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from server.backends import choose_backend
 from server.clock import Clock, monotonic
 from server.degrees import (
     device_identity,
@@ -27,23 +23,19 @@ from server.degrees import (
     relative_work,
     table_accuracies,
 )
-from server.errors import ForwardFailed, SettingsError
-from server.forward import Forward, checked, failure_detail
-from server.gate import DegreeGate
-from server.lanes import Lanes, choose_lanes, use_threads
-from server.room import Room
+from server.devices import choose_places
+from server.errors import SettingsError
+from server.replica import Replica
+from server.room import SomeRoom
 from server.settings import Settings
 from server.stats import BatchOutcome
 from tocom_core.bank import Bank
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.latency_profile import LatencyProfile, Measurement
-from tocom_core.merger import WeightMerger
-from tocom_core.models import LoadedModel, find_bank, load_model, pick_device
+from tocom_core.models import LoadedModel, find_bank, load_model
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FAILURES_UNTIL_BROKEN = 3
 _WARM_UP_BATCH = 8
 _WARM_UP_RUNS = 2
 
@@ -93,46 +85,45 @@ class Engine:
         *,
         bank_path: Path | None = None,
     ) -> None:
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        threads = torch.get_num_threads()
         self.loaded = loaded
         self.bank = bank
         self.bank_path = bank_path
-        self.device = pick_device(settings.device)
-        self.dtype = _DTYPES[settings.dtype]
         self.r_source = loaded.r_source
-        lanes = Lanes(choose_lanes(settings.lanes, threads, self.device.type), threads)
+        places = choose_places(settings)
         model = _compressed(loaded, bank, settings)
         self.model_identity = model_identity(loaded, bank, model, settings.scaling)
-        self.model = model.to(self.device, self.dtype)
         self.max_r = highest_degree(model, bank, self.r_source, settings.max_r)
-        backend = choose_backend(settings.backend, self.model, lanes, threads, self.max_r)
-        self.backend = backend.name
-        self.device_identity = device_identity(
-            self.device, settings.dtype, threads, lanes.count, backend.name
-        )
         self.work = relative_work(model, self.max_r)
-        self._merger = self._new_merger(settings.scaling)
-        self._gate = DegreeGate(self._switch, self.r_source, clock)
+        if bank is None:
+            logger.info("no bank: tokens are %sd without compensation", model.method)
+        models = [model, *(deepcopy(model) for _ in places[1:])]
+        self._replicas: list[Replica] = []
+        for number, (copy, place) in enumerate(zip(models, places, strict=True)):
+            backend = self._replicas[0].backend if number else settings.backend
+            given = copy, loaded, bank, settings, backend, place, self.max_r, clock
+            self._replicas.append(Replica(*given, number=number))
+        first = self._replicas[0]
+        self.model = first.model
+        self.dtype = first.dtype
+        self.backend = first.backend
+        self.devices = tuple(place.device for place in places)
+        self.device_identity = device_identity(
+            first.device, settings.dtype, first.threads, first.lanes.count, first.backend
+        )
+        self._room = SomeRoom([replica.room for replica in self._replicas])
         self._max_batch_size = settings.max_batch_size
         self._clock = clock
-        self._failures = 0
         self._samples: list[Tensor] = []
-        self._forward = Forward(backend, loaded.normalize, self.device, self.dtype, lanes)
-        self._lanes = lanes
-        self._room = Room(lanes.count)
-        self._threads = ThreadPoolExecutor(
-            lanes.count,
-            thread_name_prefix="inference",
-            initializer=use_threads,
-            initargs=(threads,),
-        )
 
     @property
     def healthy(self) -> bool:
-        """False after several failed batches in a row, until one succeeds."""
-        return self._failures < _FAILURES_UNTIL_BROKEN
+        """False after several failed batches in a row on one device, until one succeeds there."""
+        return all(replica.healthy for replica in self._replicas)
+
+    @property
+    def device_names(self) -> str:
+        """All devices, in words."""
+        return ", ".join(map(str, self.devices))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -177,38 +168,15 @@ class Engine:
         Raises:
             ForwardFailed: the batch could not be computed; the engine goes on.
         """
-        loop = asyncio.get_running_loop()
-        alone = self._room.empty
-        whole = self._lanes.keeps_whole(len(images)) and (alone or self._lanes.count == 1)
-        with self._room.claim(self._lanes.count if whole else len(images)) as claim:
-            on_part = partial(claim.give_back_from_thread, loop)
-            run = partial(self.run_blocking, images, r, whole=whole, on_part=on_part)
-            outcome = await loop.run_in_executor(self._threads, run)
-        return replace(outcome, partial=not whole and len(images) < self._lanes.count)
+        return await self._replicas[self._room.freest()].run(images, r)
 
     async def room(self) -> None:
         """Return once another batch would find a lane that has nothing to do."""
         await self._room.wait()
 
-    def run_blocking(
-        self,
-        images: Sequence[Tensor],
-        r: int,
-        *,
-        whole: bool | None = None,
-        on_part: Callable[[], None] | None = None,
-    ) -> BatchOutcome:
-        """``run``, on the calling thread; ``whole`` and ``on_part`` as in `Forward.classify`."""
-        try:
-            outcome = self._run(images, r, whole, on_part)
-        except Exception as error:
-            self._failures += 1
-            logger.exception(
-                "batch failed: images=%d r=%d in_a_row=%d", len(images), r, self._failures
-            )
-            raise ForwardFailed(failure_detail(error)) from error
-        self._failures = 0
-        return outcome
+    def run_blocking(self, images: Sequence[Tensor], r: int) -> BatchOutcome:
+        """``run``, on the calling thread and the first device."""
+        return self._replicas[0].run_blocking(images, r)
 
     async def measure(self, r: int, batch: int) -> float:
         """Seconds that computing a batch of random images takes; merging weights is not counted.
@@ -216,8 +184,7 @@ class Engine:
         Raises:
             ForwardFailed: it could not be computed; the engine goes on.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.measure_blocking, r, batch)
+        return await self._replicas[0].on_thread(partial(self.measure_blocking, r, batch))
 
     def measure_blocking(self, r: int, batch: int) -> float:
         """``measure``, on the calling thread: for a caller that is alone with the engine."""
@@ -236,53 +203,30 @@ class Engine:
             SettingsError: the model's scores do not fit its labels.
             Exception: whatever the model raises if it cannot be run.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._warm_up, measured)
+        started = self._clock()
+        first: tuple[Measurement, ...] = ()
+        for replica in reversed(self._replicas):
+            first = await replica.on_thread(partial(self._warm_up, replica, measured))
+        return WarmUp(first, self._clock() - started)
 
     def close(self) -> None:
         """End all threads; a batch that is running is not waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._forward.close()
+        for replica in self._replicas:
+            replica.close()
 
-    def _run(
-        self,
-        images: Sequence[Tensor],
-        r: int,
-        whole: bool | None = None,
-        on_part: Callable[[], None] | None = None,
-    ) -> BatchOutcome:
-        batch = torch.stack(list(images))
-        with self._gate.at(r) as merge_s:
-            started = self._clock()
-            outputs = self._forward.classify(batch, r, whole=whole, on_part=on_part)
-            compute_s = self._clock() - started
-        return BatchOutcome(
-            outputs=[checked(row) for row in outputs.numpy()],
-            r=r,
-            merge_s=merge_s,
-            compute_s=compute_s,
-        )
-
-    def _switch(self, r: int) -> None:
-        """Make the live weights those of a degree; without a bank all have the same."""
-        if self._merger is not None:
-            self._merger.set_target(r)
-
-    def _warm_up(self, measured: bool) -> WarmUp:
-        started = self._clock()
+    def _warm_up(self, replica: Replica, measured: bool) -> tuple[Measurement, ...]:
         one = self._random_images(1)
-        self._check_classes(self._forward.classify(torch.stack(one), self.r_source))
+        self._check_classes(replica.classify(torch.stack(one), self.r_source))
         if measured:
-            self._run(one, self.max_r)
-            return WarmUp((), self._clock() - started)
+            replica.compute(one, self.max_r)
+            return ()
         cells = {(0, 1), (self.max_r, min(self._max_batch_size, _WARM_UP_BATCH))}
-        first = tuple(self._first_measurement(*cell) for cell in sorted(cells))
-        return WarmUp(first, self._clock() - started)
+        return tuple(self._first_measurement(replica, *cell) for cell in sorted(cells))
 
-    def _first_measurement(self, r: int, batch: int) -> Measurement:
+    def _first_measurement(self, replica: Replica, r: int, batch: int) -> Measurement:
         """The faster of two runs: the first one of a shape is slow."""
         images = self._random_images(batch)
-        seconds = min(self._run(images, r).compute_s for _ in range(_WARM_UP_RUNS))
+        seconds = min(replica.compute(images, r).compute_s for _ in range(_WARM_UP_RUNS))
         return Measurement(r, batch, seconds, spread=0.0, runs=1)
 
     def _random_images(self, count: int) -> list[Tensor]:
@@ -300,18 +244,6 @@ class Engine:
                 f"the model gives {outputs.shape[1]} scores but has {len(self.labels)} labels; "
                 "serve a model with a classification head and one label per class"
             )
-
-    def _new_merger(self, scaling: float | None) -> WeightMerger | None:
-        if self.bank is None:
-            logger.info("no bank: tokens are %sd without compensation", self.model.method)
-            return None
-        return WeightMerger(
-            self.model,
-            self.bank,
-            self.r_source,
-            scaling,
-            trained_from=self.loaded.trained_from,
-        )
 
 
 def load_engine(settings: Settings) -> Engine:

@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left, insort
 from collections import deque
+from dataclasses import dataclass
 
 from server.stats import Backlog, BatchStats, LoadSnapshot
 
@@ -66,19 +67,38 @@ class RecentLatency:
         del self._sorted[bisect_left(self._sorted, latency_s)]
 
 
-class LoadMeter:
-    """What has come, what is being computed, and how answers fared: the state behind snapshots."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Running:
+    """A batch that is being computed.
 
-    def __init__(self) -> None:
+    Attributes:
+        images: how many.
+        device: the number of the device that is believed to compute it: the one that is free first.
+        done_at: when it should be over.
+    """
+
+    images: int
+    device: int
+    done_at: float
+
+
+class LoadMeter:
+    """What has come, what is being computed, and how answers fared: the state behind snapshots.
+
+    Args:
+        devices: how many compute batches of their own.
+    """
+
+    def __init__(self, devices: int = 1) -> None:
         self._fast_rate = ArrivalRate(FAST_MEMORY_S)
         self._steady_rate = ArrivalRate(STEADY_MEMORY_S)
         self._latency = RecentLatency()
         self._answered = 0
         self._late = 0
-        self._running: deque[tuple[int, float]] = deque()  # images and when they should be done
+        self._running: deque[Running] = deque()
         self._last_batch_at = 0.0
         self._switch_s = 0.0
-        self._last_r: int | None = None
+        self._last_r: list[int | None] = [None] * devices
 
     def arrived(self, now: float, images: int) -> None:
         """Note offered images, admitted or not."""
@@ -89,22 +109,28 @@ class LoadMeter:
         """Note images that will not be answered with a result in time."""
         self._late += images
 
-    def started(self, now: float, images: int, r: int, batch_s: float) -> None:
+    def started(self, now: float, images: int, r: int, batch_s: float) -> Running:
         """Note a batch and how long it should take, without a switch of the degree."""
-        switch_s = self._switch_s if r != self._last_r else 0.0
-        self._running.append((images, now + self.residual_s(now) + switch_s + batch_s))
+        left_s = self._left_s(now)
+        device = left_s.index(min(left_s))
+        switch_s = self._switch_s if r != self._last_r[device] else 0.0
+        self._running.append(Running(images, device, now + left_s[device] + switch_s + batch_s))
+        return self._running[-1]
 
-    def ended(self, stats: BatchStats | None) -> None:
-        """Note that a batch is over; None if it failed."""
-        if self._running:
+    def ended(self, stats: BatchStats | None, running: Running | None = None) -> None:
+        """Note that a batch is over, by default the oldest one; without figures if it failed."""
+        if running is not None:
+            self._running.remove(running)
+        elif self._running:
             self._running.popleft()
         if stats is None:
             return
         self._last_batch_at = stats.ended_at
-        if self._last_r is not None and stats.r != self._last_r:
+        before = self._last_r[stats.device]
+        if before is not None and stats.r != before:
             weight = SWITCH_WEIGHT if self._switch_s else 1.0
             self._switch_s += weight * (stats.merge_s - self._switch_s)
-        self._last_r = stats.r
+        self._last_r[stats.device] = stats.r
 
     def answered(self, now: float, latency_s: float, *, late: bool) -> None:
         """Note one result and how long its request took, from its first byte."""
@@ -122,8 +148,26 @@ class LoadMeter:
         return now - self._last_batch_at
 
     def residual_s(self, now: float) -> float:
-        """Return how much longer what is running should take; 0 without a batch."""
-        return max(0.0, self._running[-1][1] - now) if self._running else 0.0
+        """Return when a device should be free for another batch; 0 if one is."""
+        return min(self._left_s(now))
+
+    def share_s(self, now: float) -> float:
+        """Return how much longer what is running should take, as a share of all devices."""
+        return sum(self._left_s(now)) / len(self._last_r)
+
+    def begin_s(self, now: float) -> tuple[float, ...]:
+        """Return when each device should be free, counted from when the first one is."""
+        if len(self._last_r) == 1:
+            return (0.0,)
+        first_s, *others = sorted(self._left_s(now))
+        return (0.0, *(left_s - first_s for left_s in others))
+
+    def _left_s(self, now: float) -> list[float]:
+        """Return how much longer each device should have work."""
+        left_s = [0.0] * len(self._last_r)
+        for batch in self._running:
+            left_s[batch.device] = max(0.0, batch.done_at - now)
+        return left_s
 
     def snapshot(
         self,
@@ -141,7 +185,7 @@ class LoadMeter:
             backlog=backlog,
             decoding=decoding,
             oldest_wait_s=oldest_wait_s,
-            in_flight=sum(images for images, _ in self._running),
+            in_flight=sum(batch.images for batch in self._running),
             arrival_rate=self._fast_rate.per_second(now),
             steady_rate=self._steady_rate.per_second(now),
             recent_latency_s=self._latency.quantile(0.95, now),

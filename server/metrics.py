@@ -120,6 +120,11 @@ class Metrics:
         self._batch_seconds = self._histogram(
             "tocom_batch_compute_seconds", "Duration of forward passes.", _LATENCY_BUCKETS
         )
+        self._device_busy = self._counter(
+            "tocom_device_busy_seconds",
+            "Time in which each device had a batch to compute; its rate is the share of use.",
+            "device",
+        )
         self._switches = self._counter(
             "tocom_switches", "Changes of degree, by the reason for them.", "reason"
         )
@@ -222,6 +227,7 @@ class Metrics:
         self._inferred.labels(str(stats.r)).inc(stats.size)
         self._batch_size.observe(stats.size)
         self._batch_seconds.observe(stats.compute_s)
+        self._device_busy.labels(str(stats.device)).inc(max(0.0, stats.merge_s + stats.busy_s))
 
     def observe_switch(self, stats: SwitchStats) -> None:
         """Count one change of degree."""

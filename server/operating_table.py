@@ -43,6 +43,7 @@ class OperatingTable:
 
     Args:
         profile: what was measured so far.
+        devices: how many such devices compute batches of their own, side by side.
         max_batch_size: most images in one batch; None takes the profile's.
         max_batch_s: longest time that an efficient batch may take; infinity means no such bound.
         accuracy: degree → expected accuracy; None takes the profile's.
@@ -52,12 +53,14 @@ class OperatingTable:
         self,
         profile: LatencyProfile,
         *,
+        devices: int = 1,
         max_batch_size: int | None = None,
         max_batch_s: float = math.inf,
         accuracy: Mapping[int, float] | None = None,
     ) -> None:
         self.max_batch_size = profile.max_batch_size if max_batch_size is None else max_batch_size
         self.degrees = profile.degrees
+        self.devices = devices
         self._profile = profile
         self._max_batch_s = max_batch_s
         self._accuracy = dict(profile.expected_accuracy() if accuracy is None else accuracy)
@@ -187,6 +190,7 @@ class OperatingTable:
                 expected_accuracy=self._accuracy.get(r),
                 measured=r in self._tried,
                 pays=bool(self._pays[row]),
+                devices=self.devices,
             )
             for row, r in enumerate(self.degrees)
         )

@@ -75,7 +75,7 @@ def model_info(engine: Engine) -> ModelInfo:
         r_source=engine.r_source,
         max_r=engine.max_r,
         bank=None if bank is None else _bank_info(bank, engine.scaling),
-        device=str(engine.device),
+        device=engine.device_names,
         dtype=str(engine.dtype).removeprefix("torch."),
         backend=engine.backend,
     )

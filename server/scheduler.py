@@ -32,7 +32,7 @@ import numpy as np
 from server.demand import excess, in_time, paced
 from server.dial import Dial
 from server.due_queue import DueQueue
-from server.meters import LoadMeter
+from server.meters import LoadMeter, Running
 from server.pending import PendingRequest, Refusal, Selection
 from server.policy import Decision
 from server.reach import Reach
@@ -87,7 +87,7 @@ class Scheduler(Generic[RequestT]):
         self._queue: DueQueue[RequestT] = DueQueue()
         self._held = [0, 0, 0]
         self._reached: Reach | None = None
-        self._meter = LoadMeter()
+        self._meter = LoadMeter(dial.table.devices)
         self._least_batch = 1
         self._decision = Decision(dial.levels()[0].r, "start")
 
@@ -134,7 +134,7 @@ class Scheduler(Generic[RequestT]):
         ahead += self._queue.ahead_of(self._key(received_at, due, priority, deadline))
         if not self._shed_late or not (ahead or self._meter.busy):
             return None  # whatever it takes, it is not the load's doing
-        done_s = self._meter.residual_s(now) + reach.clear_s(ahead) + itself_s
+        done_s = self._meter.share_s(now) + reach.clear_s(ahead) + itself_s
         late = done_s > (1 - MARGIN) * left_s
         return Refusal("late", self.drain_s(now)) if late else None
 
@@ -199,13 +199,13 @@ class Scheduler(Generic[RequestT]):
         batch = self._queue.take(places)
         return Selection(batch, r, decision.r, expired, shed, retry_s)
 
-    def batch_started(self, now: float, size: int, r: int) -> None:
+    def batch_started(self, now: float, size: int, r: int) -> Running:
         """Note that a batch is being computed."""
-        self._meter.started(now, size, r, self._reach().level(r).batch_s(size))
+        return self._meter.started(now, size, r, self._reach().level(r).batch_s(size))
 
-    def batch_ended(self, stats: BatchStats | None = None) -> None:
-        """Note that it is over; without figures if it failed."""
-        self._meter.ended(stats)
+    def batch_ended(self, stats: BatchStats | None = None, running: Running | None = None) -> None:
+        """Note that it is over, by default the oldest one; without figures if it failed."""
+        self._meter.ended(stats, running)
 
     def answered(self, now: float, request: RequestT) -> None:
         """Note that a request got its result."""
@@ -221,7 +221,7 @@ class Scheduler(Generic[RequestT]):
         oldest = queue.items[0].arrived_at if queue.items else now
         return self._meter.snapshot(
             now,
-            Backlog(queue.dues - now, queue.limits.copy()),
+            Backlog(queue.dues - now, queue.limits.copy(), self._meter.begin_s(now)),
             decoding=self.held,
             oldest_wait_s=max(0.0, now - oldest),
             queue_size=self._queue_size,
@@ -230,7 +230,7 @@ class Scheduler(Generic[RequestT]):
 
     def drain_s(self, now: float) -> float:
         """Return when all that is here now will be done, at the fastest reachable level."""
-        return self._meter.residual_s(now) + self._reach().clear_s(self.taken)
+        return self._meter.share_s(now) + self._reach().clear_s(self.taken)
 
     def _decide(self, load: LoadSnapshot) -> Decision:
         """Ask for the degree; a fault in the answer must not stop the answers."""

@@ -153,7 +153,7 @@ class Service:
             "name": engine.loaded.name,
             "architecture": engine.loaded.architecture,
             "digest": engine.loaded.digest,
-            "device": str(engine.device),
+            "device": engine.device_names,
             "dtype": self.settings.dtype,
             "method": engine.model.method,
             "r_source": str(engine.r_source),

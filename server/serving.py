@@ -169,7 +169,7 @@ class DrainingServer(uvicorn.Server):
             "try: curl -F file=@photo.jpg %s/classify",
             self._url,
             engine.loaded.name,
-            engine.device,
+            engine.device_names,
             self._settings.dtype,
             engine.r_source,
             engine.bank.num_groups if engine.bank else "none",

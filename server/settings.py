@@ -64,6 +64,12 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, mps, cuda or cuda:N.",
     )
+    devices: str | None = Field(
+        None,
+        pattern=r"^(all|(cpu|cuda:\d+)(,(cpu|cuda:\d+))*)$",
+        description="Several devices behind one queue, in place of `device`: cuda:0,cuda:1 or all "
+        "(every GPU). They should be alike.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type of weights and activations."
     )
@@ -207,10 +213,31 @@ class Settings(BaseSettings):
             raise ValueError("Input should not be a boolean")
         return value
 
-    @field_validator("dtype", "log_level", "policy", "mode", "method", "device", mode="before")
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """What `device` or `devices` name; "all" stands for every GPU."""
+        return (self.device,) if self.devices is None else tuple(self.devices.split(","))
+
+    @field_validator(
+        "dtype", "log_level", "policy", "mode", "method", "device", "devices", mode="before"
+    )
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _devices_are_told_once(self) -> Self:
+        if self.devices is None:
+            return self
+        if self.device != "auto":
+            raise ValueError(
+                f"device={self.device!r} and devices={self.devices!r} contradict each other: "
+                "give one of them"
+            )
+        gpus = [name for name in self.device_names if name != "cpu"]
+        if len(set(gpus)) < len(gpus):
+            raise ValueError(f"devices={self.devices!r} names a GPU twice: name each once")
+        return self
 
     @model_validator(mode="after")
     def _static_degree_fits(self) -> Self:

@@ -47,7 +47,8 @@ class BatchOutcome:
     """What the model returns for a batch: one output per image, in order.
 
     An output may be an exception: then that image failed and the others did not. `partial` says
-    that the batch had no work for some part of the machine, which others may have used meanwhile.
+    that the batch had no work for some part of its device, which others may have used meanwhile.
+    `device` is the number of that device.
     """
 
     outputs: Sequence[Any]
@@ -55,6 +56,7 @@ class BatchOutcome:
     merge_s: float
     compute_s: float
     partial: bool = False
+    device: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,10 @@ class BatchStats:
         limited: the requests' own `max_r` set the degree, not the controller.
         handover_s: the way to the model's thread and back, through whatever else the process has
             to do, and the wait for a batch that was still running.
-        overlap_s: for how long after its start the batch before it was still running.
-        partial: it ran beside another batch on a part of the machine, so that its duration says
-            nothing of how long such a batch keeps the whole machine busy.
+        overlap_s: for how long after its start the batch before it on its device was still running.
+        partial: it ran beside another batch on a part of its device, so that its duration says
+            nothing of how long such a batch keeps the whole device busy.
+        device: the number of the device that computed it.
     """
 
     r: int
@@ -79,6 +82,7 @@ class BatchStats:
     handover_s: float = 0.0
     overlap_s: float = 0.0
     partial: bool = False
+    device: int = 0
 
     @property
     def ended_at(self) -> float:
@@ -109,12 +113,15 @@ class Backlog:
     Attributes:
         slack_s: `(n,)` float64, seconds until each is due; negative where that time is over.
         max_r: `(n,)` int64, the highest degree each accepts; `NO_LIMIT` accepts any.
+        begin_s: when each device can begin its next batch, counted from when the first one can;
+            ascending.
         least_slack_s: the smallest; infinite if nobody waits.
         least_max_r: the smallest; `NO_LIMIT` if nobody waits.
     """
 
     slack_s: FloatArray
     max_r: IntArray
+    begin_s: tuple[float, ...] = (0.0,)
     least_slack_s: float = field(init=False)
     least_max_r: int = field(init=False)
 
@@ -144,7 +151,7 @@ class LoadSnapshot:
         backlog: the images that wait for a batch.
         decoding: images that were admitted and are still being decoded; they join soon.
         oldest_wait_s: how long the longest waiting image has waited; 0 for an empty queue.
-        in_flight: images in the batch that is running.
+        in_flight: images in the batches that are running.
         arrival_rate: offered images/s of the last half second or so.
         steady_rate: offered images/s of the last few seconds.
         recent_latency_s: 95th percentile over the last two seconds of the time from a request's

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class OperatingPoint:
-    """One degree `r` of a served model on one device.
+    """One degree `r` of a served model on one device, or on several that are alike.
 
     Attributes:
         r: tokens merged per layer.
@@ -23,7 +23,8 @@ class OperatingPoint:
         measured: whether this degree was run on this device; else it is derived from others.
         pays: whether it is faster than every lower degree with its efficient batch. A degree that
             does not pay is never chosen by itself.
-        images_per_s: throughput with efficient batches.
+        devices: how many devices compute batches of their own, side by side.
+        images_per_s: throughput with efficient batches, of all devices together.
     """
 
     r: int
@@ -33,11 +34,12 @@ class OperatingPoint:
     expected_accuracy: float | None = None
     measured: bool = False
     pays: bool = True
+    devices: int = 1
     images_per_s: float = field(init=False)
 
     def __post_init__(self) -> None:
         """Work out the throughput once; decisions ask for it all the time."""
-        images_per_s = self.batch_size / self.batch_seconds[self.batch_size - 1]
+        images_per_s = self.devices * self.batch_size / self.batch_seconds[self.batch_size - 1]
         object.__setattr__(self, "images_per_s", images_per_s)
 
     def batch_s(self, size: int) -> float:
@@ -52,7 +54,14 @@ class OperatingPoint:
         return full * self.batch_seconds[-1] + (self.batch_seconds[rest - 1] if rest else 0.0)
 
     def clear_s(self, count: int) -> float:
-        """Return how long `count` images take in efficient batches, one after the other."""
+        """Return how long `count` images take in efficient batches, one after the other.
+
+        Several devices, all free, begin one each, and the next when they are done.
+        """
         full, rest = divmod(count, self.batch_size)
-        full_s = full * self.batch_seconds[self.batch_size - 1]
-        return full_s + (self.batch_seconds[rest - 1] if rest else 0.0)
+        full_s = self.batch_seconds[self.batch_size - 1]
+        rest_s = self.batch_seconds[rest - 1] if rest else 0.0
+        if self.devices == 1:
+            return full * full_s + rest_s
+        rounds, others = divmod(full, self.devices)
+        return rounds * full_s + max(full_s if others else 0.0, rest_s)

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,26 @@ def test_degrees_can_be_told_apart(expected: np.ndarray) -> None:
 
 def test_pins_under_load(server: "Server", photo: bytes, expected: np.ndarray) -> None:
     """Once PUT has answered, the next batch has that r; each answer's scores are its own r's."""
-    results = asyncio.run(_dial_under_load(server.url, photo))
+    _dial_and_compare(server.url, photo, expected)
+
+
+def test_pins_under_load_on_two_devices(
+    serve: Callable[..., "Server"], photo: bytes, expected: np.ndarray
+) -> None:
+    """One queue and one dial for all devices, each with weights of its own."""
+    server = serve("--devices=cpu,cpu", "--threads=2", "--slo-ms=20000", "--max-batch-size=4")
+    _dial_and_compare(server.url, photo, expected)
+    with server.client() as client:
+        assert client.get("/model").json()["device"] == "cpu, cpu"
+        text = client.get("/metrics").text
+    for device in "01":  # both had work
+        busy = f'tocom_device_busy_seconds_total{{device="{device}"}}'
+        found = [line for line in text.splitlines() if line.startswith(busy)]
+        assert found and float(found[0].split()[-1]) > 0
+
+
+def _dial_and_compare(url: str, photo: bytes, expected: np.ndarray) -> None:
+    results = asyncio.run(_dial_under_load(url, photo))
     assert len(results) > 3 * CLIENTS
     for pinned, result in results:
         if pinned is not None:

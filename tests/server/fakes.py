@@ -134,6 +134,7 @@ class FakeTable:
     def __init__(self, levels: Sequence[OperatingPoint], spread: float = 0.0) -> None:
         self._levels = tuple(levels)
         self.spread = spread
+        self.devices = levels[0].devices
 
     def points(self) -> tuple[OperatingPoint, ...]:
         """Return all levels."""

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.degrees import (
-    _device_name,
     device_identity,
     expected_accuracy,
     model_identity,
     most_telling_first,
+    product_name,
     relative_work,
     table_accuracies,
 )
@@ -140,5 +140,5 @@ def test_the_processors_name(tmp_path: Path) -> None:
     """From the system's own description where there is one, else whatever Python knows."""
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nmodel name\t: Quick 9000 @ 3 GHz\nmodel name\t: Other\n")
-    assert _device_name(torch.device("cpu"), info) == "Quick 9000 @ 3 GHz"
-    assert _device_name(torch.device("cpu"), tmp_path / "missing")
+    assert product_name(torch.device("cpu"), info) == "Quick 9000 @ 3 GHz"
+    assert product_name(torch.device("cpu"), tmp_path / "missing")

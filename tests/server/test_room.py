@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.room import Room
+from server.room import Room, SomeRoom
 from tests.server.fakes import run_virtual
 
 
@@ -16,7 +16,7 @@ def test_room_once_a_lane_is_free() -> None:
     async def main() -> None:
         room = Room(2)
         with room.claim(2) as claim:
-            waiting = asyncio.create_task(room.wait())
+            waiting = asyncio.create_task(SomeRoom([room]).wait())
             await asyncio.sleep(1)
             assert not waiting.done() and not room.empty
             claim.give_back()
@@ -34,7 +34,7 @@ def test_what_queues_up_behind_takes_the_lane() -> None:
         room = Room(2)
         with room.claim(2) as first, room.claim(2):
             first.give_back(2)
-            waiting = asyncio.create_task(room.wait())
+            waiting = asyncio.create_task(SomeRoom([room]).wait())
             await asyncio.sleep(1)
             assert not waiting.done()
             waiting.cancel()

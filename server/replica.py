@@ -1,0 +1,193 @@
+"""The model on one device, and its inference threads.
+
+Each batch has a thread that sees it through. On a CPU a batch is shared out to lanes, and the next
+one may begin as soon as one lane is free (`room`), hence as many such threads as lanes; elsewhere
+there is one. The weights change between two forward passes and never during one (`gate`), so a
+batch cannot mix degrees.  When a batch does not fit into memory it is halved, and what cannot be
+computed fails its own batch only.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from server.backends import choose_backend
+from server.clock import Clock
+from server.devices import Place
+from server.errors import ForwardFailed
+from server.forward import Forward, checked, failure_detail
+from server.gate import DegreeGate
+from server.lanes import Lanes, choose_lanes, use_threads
+from server.room import Room
+from server.settings import Settings
+from server.stats import BatchOutcome
+from tocom_core.bank import Bank
+from tocom_core.compressed_vit import CompressedViT
+from tocom_core.merger import WeightMerger
+from tocom_core.models import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FAILURES_UNTIL_BROKEN = 3
+
+
+class Replica:
+    """Runs batches of one model at any of its degrees, on one device.
+
+    Args:
+        model: compressed, in eval mode; its weights are moved to the device and from then on belong
+            to the replica.
+        loaded: where it comes from.
+        bank: the compensator; None merges tokens without compensation.
+        settings: dtype, lanes.
+        backend: what computes batches, as the setting calls it.
+        place: where it runs, and with how many threads of the CPU.
+        max_r: the highest degree.
+        clock: measures merging and computing.
+        number: among the devices.
+
+    Raises:
+        SettingsError: the settings do not fit this machine or model.
+        TocomError: the bank does not fit.
+
+    Attributes:
+        backend: what computes batches, by the name that the setting has for it.
+        room: which of its lanes are free.
+    """
+
+    def __init__(
+        self,
+        model: CompressedViT,
+        loaded: LoadedModel,
+        bank: Bank | None,
+        settings: Settings,
+        backend: str,
+        place: Place,
+        max_r: int,
+        clock: Clock,
+        *,
+        number: int = 0,
+    ) -> None:
+        threads = place.threads
+        self.device = place.device
+        self.dtype = _DTYPES[settings.dtype]
+        self.threads = threads
+        self.lanes = Lanes(choose_lanes(settings.lanes, threads, self.device.type), threads)
+        self.model = model.to(self.device, self.dtype)
+        chosen = choose_backend(backend, self.model, self.lanes, threads, max_r)
+        self.backend = chosen.name
+        self.room = Room(self.lanes.count)
+        self._merger = _merger(self.model, loaded, bank, settings.scaling)
+        self._gate = DegreeGate(self._switch, loaded.r_source, clock)
+        self._clock = clock
+        self._number = number
+        self._failures = 0
+        self._forward = Forward(chosen, loaded.normalize, self.device, self.dtype, self.lanes)
+        self._threads = ThreadPoolExecutor(
+            self.lanes.count,
+            thread_name_prefix=f"inference-{number}",
+            initializer=use_threads,
+            initargs=(threads,),
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """False after several failed batches in a row, until one succeeds."""
+        return self._failures < _FAILURES_UNTIL_BROKEN
+
+    async def run(self, images: Sequence[Tensor], r: int) -> BatchOutcome:
+        """Classify a batch; see `Engine.run`."""
+        loop = asyncio.get_running_loop()
+        alone = self.room.empty
+        whole = self.lanes.keeps_whole(len(images)) and (alone or self.lanes.count == 1)
+        with self.room.claim(self.lanes.count if whole else len(images)) as claim:
+            on_part = partial(claim.give_back_from_thread, loop)
+            run = partial(self.run_blocking, images, r, whole=whole, on_part=on_part)
+            outcome = await self.on_thread(run)
+        return replace(outcome, partial=not whole and len(images) < self.lanes.count)
+
+    def run_blocking(
+        self,
+        images: Sequence[Tensor],
+        r: int,
+        *,
+        whole: bool | None = None,
+        on_part: Callable[[], None] | None = None,
+    ) -> BatchOutcome:
+        """``run``, on the calling thread; ``whole`` and ``on_part`` as in `Forward.classify`."""
+        try:
+            outcome = self.compute(images, r, whole=whole, on_part=on_part)
+        except Exception as error:
+            self._failures += 1
+            logger.exception(
+                "batch failed: device=%s images=%d r=%d in_a_row=%d",
+                self.device,
+                len(images),
+                r,
+                self._failures,
+            )
+            raise ForwardFailed(failure_detail(error)) from error
+        self._failures = 0
+        return outcome
+
+    def compute(
+        self,
+        images: Sequence[Tensor],
+        r: int,
+        *,
+        whole: bool | None = None,
+        on_part: Callable[[], None] | None = None,
+    ) -> BatchOutcome:
+        """Classify a batch on the calling thread, and let failures be what they are.
+
+        Raises:
+            Exception: whatever the model raises.
+        """
+        batch = torch.stack(list(images))
+        with self._gate.at(r) as merge_s:
+            started = self._clock()
+            outputs = self._forward.classify(batch, r, whole=whole, on_part=on_part)
+            compute_s = self._clock() - started
+        return BatchOutcome(
+            outputs=[checked(row) for row in outputs.numpy()],
+            r=r,
+            merge_s=merge_s,
+            compute_s=compute_s,
+            device=self._number,
+        )
+
+    def classify(self, images: Tensor, r: int) -> Tensor:
+        """Run one batch at the degree that the weights have, on the calling thread."""
+        return self._forward.classify(images, r)
+
+    async def on_thread(self, job: Callable[[], T]) -> T:
+        """Do something on one of the inference threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, job)
+
+    def close(self) -> None:
+        """End all threads; a batch that is running is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._forward.close()
+
+    def _switch(self, r: int) -> None:
+        """Make the live weights those of a degree; without a bank all have the same."""
+        if self._merger is not None:
+            self._merger.set_target(r)
+
+
+def _merger(
+    model: CompressedViT, loaded: LoadedModel, bank: Bank | None, scaling: float | None
+) -> WeightMerger | None:
+    if bank is None:
+        return None
+    return WeightMerger(model, bank, loaded.r_source, scaling, trained_from=loaded.trained_from)
