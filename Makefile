@@ -4,6 +4,8 @@
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?=
+# Tests run in so many processes; a server's memory and a core each is what one takes.
+TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,7 +41,8 @@ serve: $(STAMP) ## set up and serve: make serve ARGS="--port 9000"
 	@exec $(BIN)/tocom serve $(ARGS)
 
 test: $(STAMP) ## all tests that need neither root nor other programs
-	$(BIN)/python -m pytest -m "not system" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system" -n $(TEST_PROCESSES) --dist worksteal \
+	  $(PYTEST_ARGS)
 
 test-system: $(STAMP) ## tests with Docker, Prometheus, …: root, and what .ci/run installs
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)

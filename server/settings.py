@@ -229,7 +229,7 @@ class Settings(BaseSettings):
     def _devices_are_told_once(self) -> Self:
         if self.devices is None:
             return self
-        if self.device != "auto":
+        if self.device not in ("auto", self.devices):
             raise ValueError(
                 f"device={self.device!r} and devices={self.devices!r} contradict each other: "
                 "give one of them"

@@ -1,6 +1,10 @@
-"""What holds for all tests: those that need a GPU say so, and are skipped where there is none."""
+"""What holds for all tests: no GPU, no GPU tests; and no example fails for having taken long."""
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # busy ones take their time
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,6 +31,7 @@ SAMPLES = {
     "method": "prune",
     "prop_attn": "false",
     "device": "cuda:1",
+    "devices": "cuda:1",
     "dtype": "bfloat16",
     "threads": "2",
     "backend": "eager",
