@@ -51,7 +51,10 @@ class DueQueue(Generic[ItemT]):
 
     def ahead_of(self, key: float) -> int:
         """Count the items that come before a new one with this key."""
-        return int(np.searchsorted(self._keys[: len(self.items)], key, side="right"))
+        count = len(self.items)
+        if not count or key >= self._keys[count - 1]:
+            return count  # as mostly: who comes last is due last
+        return int(self._keys[:count].searchsorted(key, side="right"))
 
     def add(self, item: ItemT, key: float, due: float, max_r: int | None = None) -> None:
         """Insert an item where its key belongs, behind its equals."""
@@ -61,14 +64,15 @@ class DueQueue(Generic[ItemT]):
         at = self.ahead_of(key)
         limit = NO_LIMIT if max_r is None else max_r
         for values, value in ((self._keys, key), (self._dues, due), (self._limits, limit)):
-            values[at + 1 : count + 1] = values[at:count]
+            if at < count:
+                values[at + 1 : count + 1] = values[at:count]
             values[at] = value
         self.items.insert(at, item)
 
     def remove(self, item: ItemT, key: float) -> bool:
         """Take out an item that was added with this key; False if it is not there."""
         count = len(self.items)
-        at = int(np.searchsorted(self._keys[:count], key, side="left"))
+        at = int(self._keys[:count].searchsorted(key, side="left"))
         while at < count and self._keys[at] == key:
             if self.items[at] is item:
                 self.take(np.array([at]))

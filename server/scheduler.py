@@ -125,8 +125,9 @@ class Scheduler(Generic[RequestT]):
         if self.taken + places > self._queue_size:
             return Refusal("full", self.drain_s(now))
         received_at = now if received_at is None else received_at
-        due = self._due(received_at, deadline, max_r, places - 1)
-        left_s, reach = due - now, self._reach()
+        reach = self._reach()
+        due = self._due(reach, received_at, deadline, max_r, places - 1)
+        left_s = due - now
         itself_s = reach.clear_s(places, max_r)
         if deadline is not None and itself_s * (1 - DOUBT) > left_s and not self._may_probe(now):
             return Refusal("hopeless", 0.0)
@@ -160,11 +161,12 @@ class Scheduler(Generic[RequestT]):
     def admit(self, request: RequestT) -> None:
         """Let a request join the queue, in a place that was held."""
         wishes = request.deadline, request.max_r, request.companions
-        request.due = self._due(request.received_at, *wishes)
-        alone_s = self._reach().alone_one_s(request.max_r)
+        reach = self._reach()
+        request.due = self._due(reach, request.received_at, *wishes)
+        alone_s = reach.alone_one_s(request.max_r)
         if request.deadline is None and request.due - request.arrived_at < alone_s:
             # Decoding took the time that it had: that is not the load's doing either.
-            request.due = self._due(request.arrived_at, *wishes)
+            request.due = self._due(reach, request.arrived_at, *wishes)
         self._queue.add(request, self._key_of(request), request.due, request.max_r)
 
     def withdraw(self, request: RequestT) -> bool:
@@ -320,13 +322,18 @@ class Scheduler(Generic[RequestT]):
     # Reckoning.
 
     def _due(
-        self, received_at: float, deadline: float | None, max_r: int | None, companions: int
+        self,
+        reach: Reach,
+        received_at: float,
+        deadline: float | None,
+        max_r: int | None,
+        companions: int,
     ) -> float:
         if deadline is not None:
             return deadline
-        if self._reach().alone_one_s(max_r) > self._slo_s:
+        if reach.alone_one_s(max_r) > self._slo_s:
             return math.inf
-        return received_at + self._slo_s + self._reach().clear_s(companions, max_r)
+        return received_at + self._slo_s + reach.clear_s(companions, max_r)
 
     def _key_of(self, request: RequestT) -> float:
         return self._key(request.received_at, request.due, request.priority, request.deadline)
