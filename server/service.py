@@ -9,6 +9,7 @@ from server.engine import Engine, WarmUp
 from server.errors import Draining, NotReady, SettingsError
 from server.intake import Answer, Incoming, Intake, Wishes
 from server.metrics import Metrics
+from server.resizing import faster
 from server.settings import Settings
 from server.stored_profile import open_profile
 
@@ -51,7 +52,7 @@ class Service:
         self._look: asyncio.Task[None] | None = None
         self._intake = Intake(
             settings,
-            engine.loaded.transform,
+            faster(engine.loaded.transform),
             max(engine.loaded.input_size[1:]),
             clock,
             self.metrics.observe_image,
