@@ -74,9 +74,7 @@ class _Connection:
         return answer
 
 
-def closed_loop(
-    port: int, requests: Sequence[bytes], connections: int, seconds: float
-) -> Load:
+def closed_loop(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> Load:
     """Keep so many requests under way, each on its own connection, for so long.
 
     Args:

@@ -4,21 +4,23 @@ from base64 import b64decode
 from typing import Any
 
 import litserve  # type: ignore[import-not-found]
+from torch import Tensor
 
-from benchmarks.overhead_servers import ANSWER
+from benchmarks.overhead_handler import ANSWER, Decoder
 
 
 class NullAPI(litserve.LitAPI):  # type: ignore[misc]
-    """Answers a constant, in the three steps that LitServe's documentation shows."""
+    """Decodes and answers a constant, in the three steps that LitServe's documentation shows."""
 
     def setup(self, device: str) -> None:
-        """There is nothing to load."""
+        """Make the decoder, in the worker."""
+        self._decode = Decoder()
 
-    def decode_request(self, request: dict[str, str]) -> bytes:
-        """The image's bytes; they are not looked at."""
-        return b64decode(request["image"])
+    def decode_request(self, request: dict[str, str]) -> Tensor:
+        """The image's pixels."""
+        return self._decode(b64decode(request["image"]))
 
-    def predict(self, image: bytes) -> dict[str, Any]:
+    def predict(self, image: Tensor) -> dict[str, Any]:
         """The same for all images."""
         return ANSWER
 

@@ -3,9 +3,11 @@
     python benchmarks/overhead_servers.py NAME PORT [BATCH_MS]
 
 Run as a script, so that ours can also be another checkout of this project (`PYTHONPATH`). All
-answer `POST /classify`; heavy imports are those of the one server that is asked for.
+answer `POST /classify`, decode with the same code (`overhead_handler`) and have a model that
+answers at once; heavy imports are those of the one server that is asked for.
 """
 
+import os
 import sys
 import tempfile
 import time
@@ -14,24 +16,9 @@ from pathlib import Path
 from typing import Any
 
 CLASSES = 1000
-TOP_K = 5
-ANSWER = {
-    "request_id": "0" * 32,
-    "model": "null",
-    "results": [
-        {
-            "filename": None,
-            "r": 0,
-            "batch_size": 1,
-            "queue_ms": 0.123,
-            "compute_ms": 0.123,
-            "predictions": [
-                {"label": f"class {i}", "index": i, "score": 0.1234567} for i in range(TOP_K)
-            ],
-        }
-    ],
-}
-"""What the bare servers answer: as long as ours."""
+SIDE = 224
+PREPARED_BELOW_BYTES = 1000
+"""A smaller body stands for pixels that were prepared beforehand: nothing is decoded."""
 
 
 def ours(port: int, batch_ms: float) -> None:
@@ -39,6 +26,7 @@ def ours(port: int, batch_ms: float) -> None:
     import timm
     import torch
 
+    from server import intake
     from server.app import create_app
     from server.engine import Engine
     from server.serving import DrainingServer, bind
@@ -56,6 +44,12 @@ def ours(port: int, batch_ms: float) -> None:
                 time.sleep(batch_ms / 1000)
             return BatchOutcome([scores] * len(images), r, 0.0, max(batch_ms / 1000, 1e-4))
 
+    decode, prepared = intake.decode, torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
+
+    def decode_or_not(data: bytes, *how: Any) -> Any:
+        return prepared if len(data) < PREPARED_BELOW_BYTES else decode(data, *how)
+
+    intake.decode = decode_or_not  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "null.safetensors"
         shape = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -76,36 +70,65 @@ def ours(port: int, batch_ms: float) -> None:
 
 
 def fastapi(port: int, batch_ms: float) -> None:
-    """A handler that reads the body and answers a constant, as FastAPI recommends to write it."""
+    """A handler as FastAPI recommends to write it: decoding is left to its threads."""
     import uvicorn
     from fastapi import FastAPI, Request
+    from starlette.concurrency import run_in_threadpool
 
-    app = FastAPI()
+    from benchmarks.overhead_handler import ANSWER, Decoder, needs_decoding
+
+    app, decode = FastAPI(), Decoder()
 
     @app.post("/classify")
     async def classify(request: Request) -> dict[str, Any]:
-        await request.body()
+        body = await request.body()
+        if needs_decoding(body):
+            await run_in_threadpool(decode, body)
         return ANSWER
 
     uvicorn.run(app, port=port, log_level="warning", access_log=False)
 
 
-def litserve(port: int, batch_ms: float) -> None:
-    """LitServe with one worker."""
+def litserve(port: int, batch_ms: float, workers: int = 1) -> None:
+    """LitServe; a worker decodes and computes, another process takes the requests."""
     from litserve import LitServer  # type: ignore[import-not-found]
 
     from benchmarks.overhead_litserve import NullAPI
 
-    server = LitServer(NullAPI(api_path="/classify"), accelerator="cpu")
+    server = LitServer(NullAPI(api_path="/classify"), accelerator="cpu", workers_per_device=workers)
     server.run(host="127.0.0.1", port=port, log_level="warning", generate_client_file=False)
 
 
-SERVERS = {"ours": ours, "FastAPI": fastapi, "LitServe": litserve}
+def litserve_on_all_cores(port: int, batch_ms: float) -> None:
+    """LitServe with a worker per core."""
+    litserve(port, batch_ms, os.cpu_count() or 1)
+
+
+def ray_serve(port: int, batch_ms: float) -> None:
+    """Ray Serve with a replica per core."""
+    from benchmarks.overhead_ray import run
+
+    run(port)
+
+
+SERVERS = {
+    "ours": ours,
+    "FastAPI": fastapi,
+    "LitServe": litserve,
+    "LitServe, a worker per core": litserve_on_all_cores,
+    "Ray Serve": ray_serve,
+}
+_MODULES = {"ours": "server", "FastAPI": "fastapi", "Ray Serve": "ray.serve"}
 
 
 def missing(kind: str) -> str:
     """Why this server cannot be run here; empty if it can."""
-    return "" if find_spec(kind.lower()) else f"no module named {kind.lower()!r}"
+    module = _MODULES.get(kind, "litserve")
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    return "" if found else f"no module named {module!r}: pip install 'tocom-serve[peers]'"
 
 
 if __name__ == "__main__":

@@ -11,8 +11,13 @@ from server.resizing import CentreOfResized, faster
 
 
 def transform(side: int = 224, crop_pct: float = 0.9, **changed: object):
-    """timm's evaluation transform without normalisation."""
-    usual = {"interpolation": "bicubic", "crop_pct": crop_pct, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    """Timm's evaluation transform without normalisation."""
+    usual = {
+        "interpolation": "bicubic",
+        "crop_pct": crop_pct,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
     return create_transform((3, side, side), is_training=False, normalize=False, **usual | changed)
 
 
