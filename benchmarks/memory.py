@@ -37,11 +37,9 @@ def main() -> None:
         seen = _watch(server.port, server.process.pid, server.request(_small_jpeg()), options)
     first, last = seen[0][1], seen[-1][1]
     print("| requests | resident MB |\n|---|---|")
-    for count, megabytes in seen[:: max(1, len(seen) // 10)] + [seen[-1]]:
+    for count, megabytes in [*seen[:: max(1, len(seen) // 10)], seen[-1]]:
         print(f"| {count} | {megabytes:.1f} |")
-    print(
-        f"\nAfter {seen[-1][0]} requests {last / first:.3f} times what it was after {seen[0][0]}."
-    )
+    print(f"\nAfter {seen[-1][0]} requests {last / first:.3f} × that after {seen[0][0]}.")
     if options.plot:
         _plot(seen, options.plot)
     held = last / first <= ASKED

@@ -2,8 +2,8 @@
 
 timm's transform resizes with Pillow, which takes longer than decoding a photograph of the web's
 usual size. PyTorch's resize of uint8 pixels computes the same filter with vector instructions
-(AVX2, NEON), without the interpreter's lock. Its pixels are those of Pillow but for some 0.002 levels
-on average and two at most, which come from the rounding of the filter's weights. It uses one
+(AVX2, NEON), without the interpreter's lock. Its pixels are those of Pillow but for some 0.002
+levels on average and two at most, which come from the rounding of the filter's weights. It uses one
 thread, so that decoders do not get in each other's way.
 """
 
