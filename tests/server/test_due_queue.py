@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.due_queue import DueQueue
@@ -28,6 +28,7 @@ class Item:
 KEYS = st.sampled_from([0.0, 1.0, 2.5, 2.5, 7.0, float("inf")])
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_order_survives_any_history(data: st.DataObject) -> None:
     """Adding, removing and taking keep items sorted by key, then by arrival, arrays included."""
