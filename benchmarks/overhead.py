@@ -1,6 +1,6 @@
 """What the server itself costs: the whole way of a request, with a model that answers at once.
 
-    pip install 'tocom-serve[peers]'        LitServe and Ray Serve; what is missing is left out
+    uv pip install -c constraints.txt -e '.[peers]'     LitServe and Ray Serve, if wanted
     python benchmarks/overhead.py
     … --rounds 9 --seconds 3 --connections 1 64 --batch-ms 20
     … --baseline ../other-checkout          ours as it is there, beside ours as it is here

@@ -125,7 +125,7 @@ def missing(kind: str) -> str:
         found = find_spec(module)
     except ModuleNotFoundError:
         found = None
-    return "" if found else f"no module named {module!r}: pip install 'tocom-serve[peers]'"
+    return "" if found else f"no module named {module!r}: it is part of the extra 'peers'"
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def main() -> None:
     options = _parse()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the server has it
     from server.engine import load_engine
-    from server.settings import load_settings
+    from server.settings_sources import load_settings
 
     flags = [*QUIET, *_model_flags(options.model), *options.server]
     photos = photographs(options.images, options.image_count)

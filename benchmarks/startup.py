@@ -66,7 +66,7 @@ def _parse() -> argparse.Namespace:
 def _store_profile(folder: Path, flags: Sequence[str]) -> Path:
     """A profile of this model on this device, of the cells that a warm-up measures."""
     from server.engine import load_engine
-    from server.settings import load_settings
+    from server.settings_sources import load_settings
 
     engine = load_engine(load_settings(flags))
     path = folder / "profile.json"
