@@ -233,8 +233,8 @@ def _compare(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     print("|---" * 5 + "|")
     for row in compared:
         shown = _shown(Spread(*row["found"]))
-        held = "yes" if row["held"] else "no"
-        print(f"| {row['body']} | {row['compared']} | {shown} | {row['asked']} | {held} |")
+        answer = "yes" if row["held"] else "no"
+        print(f"| {row['body']} | {row['compared']} | {shown} | {row['asked']} | {answer} |")
     return compared
 
 

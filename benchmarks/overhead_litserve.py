@@ -3,7 +3,7 @@
 from base64 import b64decode
 from typing import Any
 
-import litserve  # type: ignore[import-not-found]
+import litserve
 from torch import Tensor
 
 from benchmarks.overhead_handler import ANSWER, Decoder

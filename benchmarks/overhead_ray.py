@@ -12,8 +12,8 @@ def run(port: int) -> None:
     """Serve until SIGTERM; Ray's own processes end with it."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray  # type: ignore[import-not-found]
-    from ray import serve  # type: ignore[import-not-found]
+    import ray
+    from ray import serve
 
     ended = threading.Event()
 

@@ -26,7 +26,7 @@ def ours(port: int, batch_ms: float) -> None:
     import timm
     import torch
 
-    from server import forward, intake
+    from server import forward, images, intake
     from server.app import create_app
     from server.engine import Engine
     from server.serving import DrainingServer, bind
@@ -35,18 +35,18 @@ def ours(port: int, batch_ms: float) -> None:
 
     scores = torch.randn(CLASSES, generator=torch.Generator().manual_seed(0)).softmax(0)
 
-    def classify(self: Any, images: torch.Tensor, r: int, **how: Any) -> torch.Tensor:
+    def classify(self: Any, batch: torch.Tensor, r: int, **how: Any) -> torch.Tensor:
         if batch_ms:
             time.sleep(batch_ms / 1000)  # leaves the processor to others
-        return scores.expand(len(images), -1)
+        return scores.expand(len(batch), -1)
 
-    forward.Forward.classify = classify  # type: ignore[method-assign]
-    decode, prepared = intake.decode, torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
+    forward.Forward.classify = classify  # type: ignore[method-assign, assignment]
+    decode, prepared = images.decode, torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
 
     def decode_or_not(data: bytes, *how: Any) -> Any:
         return prepared if len(data) < PREPARED_BELOW_BYTES else decode(data, *how)
 
-    intake.decode = decode_or_not  # type: ignore[assignment]
+    setattr(intake, "decode", decode_or_not)  # noqa: B010 - it is no part of the module's interface
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "null.safetensors"
         shape = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -88,7 +88,7 @@ def fastapi(port: int, batch_ms: float) -> None:
 
 def litserve(port: int, batch_ms: float, workers: int = 1) -> None:
     """LitServe; a worker decodes and computes, another process takes the requests."""
-    from litserve import LitServer  # type: ignore[import-not-found]
+    from litserve import LitServer
 
     from benchmarks.overhead_litserve import NullAPI
 

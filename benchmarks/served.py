@@ -55,7 +55,9 @@ def main() -> None:
     flags = [*QUIET, *_model_flags(options.model), *options.server]
     photos = photographs(options.images, options.image_count)
     engine = load_engine(load_settings(flags))
-    asyncio.run(engine.warm_up())
+    # One loop for all turns: the engine's lanes belong to it.
+    runner = asyncio.Runner()
+    runner.run(engine.warm_up())
     pixels = _decoded(engine, photos)
     degrees = [r for r in options.r if r <= engine.max_r]
     rounds: dict[int, list[dict[str, float]]] = {r: [] for r in degrees}
@@ -65,10 +67,11 @@ def main() -> None:
             for r in degrees if done % 2 else reversed(degrees):
                 served = _serve_for(server, r, requests, options)
                 batch = max(1, round(served["batch"]))
-                offline = asyncio.run(_compute_for(engine, pixels, batch, r, options.seconds))
+                offline = runner.run(_compute_for(engine, pixels, batch, r, options.seconds))
                 ratio = served["images_per_s"] / offline
                 rounds[r].append(served | {"offline": offline, "ratio": ratio})
     engine.close()
+    runner.close()
     rows = [_row(r, found) for r, found in rounds.items()]
     _report(rows)
     about = {"cores": os.cpu_count(), "connections": options.connections, "asked": ASKED}

@@ -21,8 +21,8 @@ def test_the_likeliest_come_first_and_of_equal_ones_the_lower_index(
     labels = tuple(f"class {index}" for index in range(len(scores)))
     output = np.array(scores, np.float32)
     answer = Answer("cat.jpg", ItemResult(output, 0, 1, 0.0, 0.0))
-    result = image_result(answer, labels, top_k, "id")
-    result = ImageResult.model_validate(result, strict=True)
+    entry = image_result(answer, labels, top_k, "id")
+    result = ImageResult.model_validate(entry, strict=True)
     expected = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:top_k]
     assert [p.index for p in result.predictions] == expected
     assert [p.score for p in result.predictions] == [scores[index] for index in expected]
