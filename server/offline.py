@@ -70,10 +70,12 @@ def _settings_flags(given: argparse.Namespace) -> list[str]:
 def _classify(
     engine: "Engine", settings: Settings, path: Path, r: int, top_k: int
 ) -> dict[str, Any]:
+    from server.resizing import faster  # PyTorch is loaded by now
+
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     guard_pillow(limits)
     try:
-        image = decode(path.read_bytes(), limits, engine.loaded.transform)
+        image = decode(path.read_bytes(), limits, faster(engine.loaded.transform))
         scores = engine.run_blocking([image], r).outputs[0]
         if isinstance(scores, ServeError):
             raise scores

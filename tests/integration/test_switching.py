@@ -13,6 +13,7 @@ from PIL import Image
 
 from server.engine import load_engine
 from server.images import ImageLimits, decode
+from server.resizing import faster
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def expected(model_file: Path, photo: bytes) -> np.ndarray:
     """Scores of the photo at each degree, computed without a server: ``(13, 10)``."""
     engine = load_engine(Settings(model=str(model_file)))
     draft = ImageLimits(10**7, 10**7, draft_side=64)
-    image = decode(photo, draft, engine.loaded.transform)
+    image = decode(photo, draft, faster(engine.loaded.transform))
     rows = [engine.run_blocking([image], r).outputs[0] for r in range(engine.max_r + 1)]
     engine.close()
     return np.stack(rows)
