@@ -11,7 +11,8 @@ there is room: what the model could do if there were no decoding, no HTTP and no
 all cores of the machine; the client, a thread of this process, takes its share of the same cores
 while the server is measured, as do the server's decoders and its event loop.
 
-Shares are CPU seconds of the threads ÷ (seconds × cores). Rounds are interleaved, the ratio is
+Shares are CPU seconds of the threads ÷ (seconds × cores); "model's part" is the model's share ÷ all
+four, the ratio that would be found if nothing else ran on the machine. Rounds are interleaved, the ratio is
 taken within a round; medians and quartiles. Ends with one JSON line.
 """
 
@@ -42,7 +43,7 @@ ASKED = 0.90
 WARM_UP_S = 2.0
 # Nothing is refused, measured or compared meanwhile: only what requests cost counts.
 QUIET = ("--no-shed-late", "--no-idle-profiling", "--live-share=0", "--slo-ms=4000")
-SHARES = ("model", "decode", "event loop", "client")
+SHARES = ("model", "decode", "event loop", "client", "model's part")
 
 
 def main() -> None:
@@ -131,11 +132,12 @@ def _serve_for(
         raise MeasurementError(f"{len(load.failures)} failures, {load.failures[0][-300:]!r}")
     capacity_s = load.taken_s * (os.cpu_count() or 1)
     shares = {name: (used[name] - threads[name]) / capacity_s for name in used}
-    count = len(load.latencies_s)
+    count, client = len(load.latencies_s), load.cpu_s / capacity_s
     return {
         "images_per_s": count / load.taken_s,
         "batch": (after[0] - batches[0]) / max(1.0, after[1] - batches[1]),
-        "client": load.cpu_s / capacity_s,
+        "client": client,
+        "model's part": shares["model"] / (client + sum(shares.values())),
         **shares,
     }
 
