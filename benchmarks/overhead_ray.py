@@ -12,6 +12,7 @@ def run(port: int) -> None:
     """Serve until SIGTERM; Ray's own processes end with it."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")  # a busy machine is slow
     import ray
     from ray import serve
 

@@ -12,8 +12,8 @@ all cores of the machine; the client, a thread of this process, takes its share 
 while the server is measured, as do the server's decoders and its event loop.
 
 Shares are CPU seconds of the threads ÷ (seconds × cores); "model's part" is the model's share ÷ all
-four, the ratio that would be found if nothing else ran on the machine. Rounds are interleaved, the ratio is
-taken within a round; medians and quartiles. Ends with one JSON line.
+four, the ratio that would be found if nothing else ran on the machine. Rounds are interleaved, the
+ratio is taken within a round; medians and quartiles. Ends with one JSON line.
 """
 
 import argparse
