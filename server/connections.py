@@ -267,17 +267,17 @@ class GuardedProtocol(HttpToolsProtocol):
         raise ValueError(refusal.detail)
 
     def _on_nonsense(self) -> None:
-        if self._head_since is not None and self._under_way is not None:
-            self._answer_and_close()  # to the good request that came before
+        cycle = self._under_way
+        if cycle is not None and not cycle.more_body:
             self._connections.on_refusal("bad_http")
+            self._answer_and_close()  # what came before was good
             return
         error = self._refusal or BadRequest("This is no HTTP/1.1 request that could be read.")
         self._hang_up(error, "bad_http")
 
     def _answer_and_close(self) -> None:
-        """Listen no more, and close after the answer that is due."""
+        """Listen no more, and close after the answers that are due."""
         self._deaf = True
-        self.pipeline.clear()
         if (cycle := self._under_way) is None:
             self.transport.close()
         else:

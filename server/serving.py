@@ -213,6 +213,8 @@ def _log_to_stderr() -> None:
         stream=sys.stderr,
     )
     logging.captureWarnings(True)
+    # It complains of each form that a stranger builds badly, and the stranger is told anyway.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     _set_level("info")
 
 
