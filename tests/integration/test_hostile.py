@@ -30,6 +30,7 @@ GOOD_REQUESTS = 50
 SLOW_CLIENTS = 20
 QUITTERS = 60
 PATIENCE_S = 20.0
+CLIENT = httpx.Client(timeout=60)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -58,7 +59,8 @@ def besieged(model_file: Path) -> Iterator["Server"]:
         "--no-idle-profiling",
     )
     server.wait_until_ready()
-    yield server
+    with CLIENT:
+        yield server
     end_server(server)
 
 
@@ -72,7 +74,7 @@ def siege(besieged: "Server", photo: bytes) -> Siege:
         classify(besieged, sample.data)
     seen.rss_before = rss_bytes(besieged)
     slow = [
-        threading.Thread(target=drip, args=(besieged, "head", b"X", seen)),
+        threading.Thread(target=drip, args=(besieged, "head", A_HEAD, seen)),
         threading.Thread(target=drip, args=(besieged, "line ends", b"\r\n", seen)),
         threading.Thread(target=drip, args=(besieged, "body", HEAD_OF_A_BODY, seen)),
         threading.Thread(target=drip, args=(besieged, "chunks", HEAD_OF_CHUNKS, seen)),
@@ -150,7 +152,7 @@ def test_an_endless_form_ends(siege: Siege) -> None:
 def test_the_server_is_what_it_was(besieged: "Server", siege: Siege, photo: bytes) -> None:
     """Ready, nothing in flight, memory within 10 % of before, no traceback, and it classifies."""
     assert wait_until_true(lambda: in_flight(besieged) == 0)
-    assert httpx.get(f"{besieged.url}/readyz", timeout=30).status_code == 200
+    assert CLIENT.get(f"{besieged.url}/readyz").status_code == 200
     assert classify(besieged, photo) == 200
     limit = 1.1 * siege.rss_before
     assert wait_until_true(lambda: rss_bytes(besieged) <= limit), (
@@ -159,6 +161,7 @@ def test_the_server_is_what_it_was(besieged: "Server", siege: Siege, photo: byte
     assert "Traceback" not in besieged.text
 
 
+A_HEAD = b"GET /healthz HTTP/1.1\r\nHost: test\r\nX: "
 HEAD_OF_A_BODY = HEAD + b"Content-Length: 1000000\r\n\r\nx"
 HEAD_OF_CHUNKS = HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
 
@@ -172,7 +175,7 @@ def rss_bytes(server: "Server") -> int:
 
 def in_flight(server: "Server") -> float:
     """Requests that are being handled."""
-    page = httpx.get(f"{server.url}/metrics", timeout=30).text
+    page = CLIENT.get(f"{server.url}/metrics").text
     found = re.search(r"^tocom_in_flight_requests (\S+)$", page, re.M)
     assert found is not None
     return float(found[1])
@@ -191,7 +194,7 @@ def wait_until_true(condition: Callable[[], bool]) -> bool:
 def classify(server: "Server", data: bytes) -> int:
     """Send one raw image; the bytes decide, so that it is always declared as the same type."""
     headers = {"Content-Type": "image/png"}
-    answer = httpx.post(f"{server.url}/classify", content=data, headers=headers, timeout=60)
+    answer = CLIENT.post(f"{server.url}/classify", content=data, headers=headers)
     document = answer.json()
     assert "results" in document or document["status"] == answer.status_code
     return answer.status_code
