@@ -154,7 +154,7 @@ def _forms(picture: bytes) -> Iterator[Attack]:
     for boundary in (b"", b"b" * 5000, b'"', b"\xff\xfe", b"a; boundary=b", b"=?utf-8?Q?b?="):
         attack = form(part % (b"file", picture) + b"--c--\r\n", boundary)
         yield Attack(f"form: boundary {boundary[:20]!r}", attack, bad, open_end)
-    for name in (b"../../etc/passwd", b"file\x00", b"FILE", b"file[]", b"__class__"):
+    for field in (b"../../etc/passwd", b"file\x00", b"FILE", b"file[]", b"__class__"):
         yield Attack(
-            f"form: part {name!r}", form(part % (name, picture) + b"--b--\r\n"), bad, False
+            f"form: part {field!r}", form(part % (field, picture) + b"--b--\r\n"), bad, False
         )

@@ -138,9 +138,9 @@ def test_a_head_has_its_time(start: bytes) -> None:
         if start:
             protocol.data_received(start)
         await bench.pass_time(4.9)
-        assert not wire.closing
+        assert not wire.is_closing()
         await bench.pass_time(0.2)
-        assert wire.closing and wire.statuses == [408] and bench.refusals == ["slow_head"]
+        assert wire.is_closing() and wire.statuses == [408] and bench.refusals == ["slow_head"]
 
     tell(story, header_timeout_s=5)
 
@@ -152,16 +152,16 @@ def test_the_next_head_has_its_own_time() -> None:
         protocol, wire = bench.connect()
         protocol.data_received(GET)
         await bench.pass_time(30)
-        assert wire.statuses == [200] and not wire.closing
+        assert wire.statuses == [200] and not wire.is_closing()
         protocol.data_received(GET[:10])
         await bench.pass_time(4.9)
-        assert not wire.closing
+        assert not wire.is_closing()
         protocol.data_received(GET[10:])
         await bench.pass_time(4.9)
-        assert wire.statuses == [200, 200] and not wire.closing
+        assert wire.statuses == [200, 200] and not wire.is_closing()
         protocol.data_received(GET[:10])
         await bench.pass_time(5.1)
-        assert wire.closing and wire.statuses == [200, 200, 408]
+        assert wire.is_closing() and wire.statuses == [200, 200, 408]
 
     tell(story, header_timeout_s=5)
 
@@ -178,8 +178,8 @@ def test_a_body_has_a_rate() -> None:
             fast.data_received(bytes(1100))
             slow.data_received(bytes(900))
             await bench.pass_time(1)
-        assert not fast_wire.closing
-        assert slow_wire.closing and slow_wire.statuses == [408]
+        assert not fast_wire.is_closing()
+        assert slow_wire.is_closing() and slow_wire.statuses == [408]
         assert bench.refusals == ["slow_body"] and bench.disconnected == 1
 
     tell(story, min_body_rate=1000)
@@ -195,7 +195,7 @@ def test_a_body_that_we_keep_waiting_is_not_slow() -> None:
         await settle()
         assert wire.paused
         await bench.pass_time(100)
-        assert not wire.closing
+        assert not wire.is_closing()
 
     tell(story, reads_body=False, min_body_rate=1000)
 
@@ -211,9 +211,9 @@ def test_the_rest_of_an_unread_body_may_not_go_on() -> None:
         for _ in range(int(LINGER_S)):
             protocol.data_received(bytes(10))
             await bench.pass_time(1)
-        assert not wire.closing
+        assert not wire.is_closing()
         await bench.pass_time(1.5)
-        assert wire.closing and wire.statuses == [200]
+        assert wire.is_closing() and wire.statuses == [200]
 
     tell(story, reads_body=False)
 
@@ -230,7 +230,7 @@ def test_framing_has_a_limit() -> None:
         for _ in range(110):
             protocol.data_received(b"x" * 10_000)
         await settle()
-        assert wire.closing and wire.statuses == [400]
+        assert wire.is_closing() and wire.statuses == [400]
 
     tell(story)
 
@@ -245,7 +245,7 @@ def test_a_peer_that_takes_nothing_is_cut_off() -> None:
         gone_wire.close()
         await bench.pass_time(1)
         await bench.pass_time(LINGER_S + 1)
-        assert gone_wire.aborted and not lazy_wire.closing
+        assert gone_wire.aborted and not lazy_wire.is_closing()
         await bench.pass_time(STUCK_S)
         assert lazy_wire.aborted and bench.refusals == ["slow_reader"]
 
@@ -262,16 +262,16 @@ def test_connections_are_counted() -> None:
             "This client holds 2" in json.loads(first[2][1].written.split(b"\r\n\r\n")[1])["detail"]
         )
         proxied = [bench.connect("10.0.0.1") for _ in range(3)]
-        assert not any(wire.closing for _, wire in proxied)
+        assert not any(wire.is_closing() for _, wire in proxied)
         _, over = bench.connect("192.0.2.2")
         assert over.statuses == [503] and over.closing
         assert bench.refusals == ["too_many_connections"] * 2
         for protocol, _ in first:
             protocol.connection_lost(None)
             protocol.connection_lost(None)
-        assert not bench.connect()[1].closing
+        assert not bench.connect()[1].is_closing()
 
-    limits = {"max_connections": 6, "max_connections_per_client": 2}
+    limits: dict[str, Any] = {"max_connections": 6, "max_connections_per_client": 2}
     tell(story, trusted_proxies="10.0.0.0/8", **limits)
 
 
@@ -280,7 +280,7 @@ def test_a_network_of_addresses_is_one_client() -> None:
 
     async def story(bench: Bench) -> None:
         wires = [bench.connect(f"2001:db8::{n}")[1] for n in range(1, 5)]
-        assert [wire.closing for wire in wires] == [False, False, True, True]
+        assert [wire.is_closing() for wire in wires] == [False, False, True, True]
 
     tell(story, max_connections_per_client=2)
 
@@ -297,7 +297,7 @@ def test_a_pipeline_has_an_end() -> None:
         bench.go.set()
         for _ in range(MAX_PIPELINED):
             await settle()
-        assert wire.statuses == [200] * (MAX_PIPELINED + 1) and wire.closing
+        assert wire.statuses == [200] * (MAX_PIPELINED + 1) and wire.is_closing()
 
     tell(story)
 
@@ -311,7 +311,7 @@ def test_a_trailer_is_no_header() -> None:
         protocol.data_received(head + b"1\r\nx\r\n0\r\nX-API-Key: a\r\n\r\n")
         await settle()
         assert all(b"x-api-key" not in dict(scope["headers"]) for scope in bench.served)
-        assert wire.closing and wire.statuses == [400]
+        assert wire.is_closing() and wire.statuses == [400]
 
     tell(story)
 
@@ -327,6 +327,6 @@ def test_a_good_body_is_served() -> None:
             for index in range(len(request)):
                 protocol.data_received(request[index : index + 1])
             await settle()
-        assert wire.statuses == [200] * 3 and not wire.closing and bench.refusals == []
+        assert wire.statuses == [200] * 3 and not wire.is_closing() and bench.refusals == []
 
     tell(story)
