@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 export UV_HTTP_TIMEOUT ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv serve test test-system test-image-cuda lint format bench build constraints clean
+.PHONY: help .venv serve test test-fuzz audit sbom scan-image test-system test-image-cuda lint format bench build constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: $(STAMP) ## all tests that need neither root nor other programs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not system" -n $(TEST_PROCESSES) --dist worksteal \
 	  $(PYTEST_ARGS)
 
+test-fuzz: $(STAMP) ## 200 odd requests of each operation of the OpenAPI document
+	TOCOM_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/integration/test_fuzz.py $(PYTEST_ARGS)
+
 test-system: $(STAMP) ## tests with Docker, Prometheus, …: root, and what .ci/run installs
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
 
@@ -61,6 +64,22 @@ lint: $(STAMP) ## style, types, layers, Dockerfile, YAML
 format: $(STAMP) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# --strict: a source of packages that knows nothing of vulnerabilities is a failure, not a clean bill.
+audit: $(STAMP) ## look the pinned packages up among known vulnerabilities (needs PyPI itself)
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip \
+	  --progress-spinner off
+
+sbom: $(STAMP) ## what this is made of, as CycloneDX: dist/sbom.json
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+	  --output-format JSON --output-file dist/sbom.json
+
+IMAGE ?= tocom-serve:0.1.0
+scan-image: ## look into the built image for known vulnerabilities, with trivy or grype
+	@if command -v trivy >/dev/null; then trivy image --exit-code 1 --severity HIGH,CRITICAL $(IMAGE); \
+	elif command -v grype >/dev/null; then grype --fail-on high $(IMAGE); \
+	else echo "error: neither trivy nor grype is installed; either can scan $(IMAGE)" >&2; exit 1; fi
 
 bench: $(STAMP) ## throughput per degree, and the time of a switch
 	$(BIN)/python benchmarks/throughput.py $(ARGS)

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
@@ -17,6 +18,8 @@ from server.engine import Engine, load_engine
 from server.metrics import RequestOutcome
 from server.problems import add_problem_handlers, internal_problem, problem_response
 from server.routes import router
+from server.security import Guard, Security
+from server.security_document import document_security
 from server.service import Service
 from server.settings import Settings
 from tocom_core import __version__
@@ -70,12 +73,26 @@ class Application(FastAPI):
 
     def __init__(self, service: Service) -> None:
         super().__init__(
-            title="ToCom Serve", version=__version__, description=_DESCRIPTION, lifespan=_lifespan
+            title="ToCom Serve",
+            version=__version__,
+            description=_DESCRIPTION,
+            lifespan=_lifespan,
+            redirect_slashes=False,  # a redirect would say the host that the client made up
+            redoc_url=None,
         )
+        guard = Guard(service.settings, monotonic, service.metrics.observe_refusal)
         self.state.service = service
+        self.state.guard = guard
+        self.add_middleware(Security, guard=guard)
         self.add_middleware(RequestContext, service=service)
         self._endpoint = ClassifyEndpoint(service)
-        self._short_way = RequestContext(self._endpoint, service)
+        self._short_way = RequestContext(Security(self._endpoint, guard), service)
+
+    def openapi(self) -> dict[str, Any]:
+        """The document of the API, with what the guard adds to each operation."""
+        if self.openapi_schema is None:
+            self.openapi_schema = document_security(super().openapi(), self.state.guard.wants_keys)
+        return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection of ASGI."""
@@ -143,9 +160,8 @@ class RequestContext:
             await answer(scope, receive, send_with_id)
         finally:
             if scope["path"] == "/classify" and scope["method"] == "POST":
-                self._service.metrics.observe_request(
-                    self._outcome(status), monotonic() - arrived_at
-                )
+                outcome = scope["state"].get("outcome") or self._outcome(status)
+                self._service.metrics.observe_request(outcome, monotonic() - arrived_at)
 
     def _outcome(self, status: int) -> RequestOutcome:
         if status == 503:

@@ -1,15 +1,25 @@
 """Every way in which a request can fail, and what its client is told.
 
     ServeError
+    ├── BadRequest         400  /problems/bad-request
     ├── NotAnImage         400  /problems/not-an-image
+    ├── Unauthorized       401  /problems/unauthorized        WWW-Authenticate
+    ├── MissingScope       403  /problems/missing-scope
+    ├── CrossSite          403  /problems/cross-site
+    ├── SlowRequest        408  /problems/slow-request        Connection: close
     ├── ImageTooLarge      413  /problems/image-too-large
+    ├── UriTooLong         414  /problems/uri-too-long
     ├── UnsupportedMedia   415  /problems/unsupported-media-type
+    ├── UnknownHost        421  /problems/unknown-host
     ├── BadParameter       422  /problems/bad-parameter
     ├── QueueFull          429  /problems/queue-full          Retry-After
     │   └── Overloaded     429  /problems/overloaded          Retry-After
+    ├── RateLimited        429  /problems/rate-limited        Retry-After
+    ├── HeadersTooLarge    431  /problems/headers-too-large
     ├── ForwardFailed      500  /problems/forward-failed
     ├── NotReady           503  /problems/not-ready           Retry-After
     ├── Draining           503  /problems/draining            Connection: close
+    ├── TooManyConnections 503  /problems/too-many-connections
     └── DeadlineExpired    504  /problems/deadline-expired
 
 Each class fixes its status, its stable `type` and its title (RFC 9457); each instance says in
@@ -143,6 +153,94 @@ class DeadlineExpired(ServeError):
     status = 504
     type = "/problems/deadline-expired"
     title = "Deadline passed"
+
+
+class BadRequest(ServeError):
+    """What arrived is no HTTP that this server reads."""
+
+    status = 400
+    type = "/problems/bad-request"
+    title = "Bad request"
+
+
+class Unauthorized(ServeError):
+    """The path wants an API key, and none that is known was given."""
+
+    status = 401
+    type = "/problems/unauthorized"
+    title = "API key needed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": 'Bearer realm="tocom"'})
+
+
+class MissingScope(ServeError):
+    """The API key is good, but not for this."""
+
+    status = 403
+    type = "/problems/missing-scope"
+    title = "API key lacks a scope"
+
+
+class CrossSite(ServeError):
+    """A browser sent it on behalf of another site's page."""
+
+    status = 403
+    type = "/problems/cross-site"
+    title = "Request of another site"
+
+
+class SlowRequest(ServeError):
+    """The request did not arrive in the time that it may take."""
+
+    status = 408
+    type = "/problems/slow-request"
+    title = "Request too slow"
+
+
+class UriTooLong(ServeError):
+    """The request line has too many bytes."""
+
+    status = 414
+    type = "/problems/uri-too-long"
+    title = "URI too long"
+
+
+class UnknownHost(ServeError):
+    """The Host header names a host that this server is not."""
+
+    status = 421
+    type = "/problems/unknown-host"
+    title = "Unknown host"
+
+
+class RateLimited(ServeError):
+    """This client sends more than it may."""
+
+    status = 429
+    type = "/problems/rate-limited"
+    title = "Too many requests"
+
+    def __init__(self, detail: str, *, retry_after_s: float) -> None:
+        """Say when to come back; the header carries whole seconds, at least one."""
+        seconds = max(1, math.ceil(retry_after_s))
+        super().__init__(detail, headers={"Retry-After": str(seconds)})
+
+
+class HeadersTooLarge(ServeError):
+    """The headers have too many bytes, or there are too many of them."""
+
+    status = 431
+    type = "/problems/headers-too-large"
+    title = "Headers too large"
+
+
+class TooManyConnections(ServeError):
+    """No room for one more connection, of anybody or of this client."""
+
+    status = 503
+    type = "/problems/too-many-connections"
+    title = "Too many connections"
 
 
 class SettingsError(Exception):

@@ -24,6 +24,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 
 ACCEPTED = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM"
 
+_START_OF_SCAN = b"\xff\xda"
+_MAX_SCANS = 16
+"""Of a progressive JPEG with as many pixels as are allowed; cameras and encoders write 10."""
+
 _MAX_ASPECT = 32
 """Longer images lose their ends: resizing their short side would blow the long one up."""
 
@@ -98,6 +102,8 @@ def _decode_rgb(
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image, limits)
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(data, image, limits)
             _decode_scaled(image, limits)
             image.load()
             return _limit_aspect(upright_rgb(image))
@@ -129,6 +135,20 @@ def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:
         )
     if width < 1 or height < 1:
         raise NotAnImage(f"The image has {width} x {height} pixels; it needs at least one")
+
+
+def _check_scans(data: bytes | bytearray, image: Image.Image, limits: ImageLimits) -> None:
+    """Refuse a JPEG whose scans all go over all pixels: a few bytes each, a pass of work each.
+
+    In compressed data a marker's first byte is always followed by a zero, so that each scan that is
+    counted is one, but for those of small pictures within the metadata.
+    """
+    scans = data.count(_START_OF_SCAN)
+    if scans * image.width * image.height > _MAX_SCANS * limits.max_pixels and scans > _MAX_SCANS:
+        raise ImageTooLarge(
+            f"The JPEG goes over its {image.width} x {image.height} pixels {scans} times; save it "
+            "with fewer scans"
+        )
 
 
 def _decode_scaled(image: Image.Image, limits: ImageLimits) -> None:

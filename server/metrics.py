@@ -25,12 +25,14 @@ from prometheus_client.registry import Collector
 from server.agreement import Comparison
 from server.control_figures import control_figures
 from server.control_status import ControllerStatus
-from server.stats import BatchStats, Outcome, RequestStats, SwitchStats
+from server.stats import BatchStats, Outcome, RefusalReason, RequestStats, SwitchStats
 
 RequestOutcome = Literal[
     "ok",
     "bad_image",
     "bad_parameter",
+    "denied",
+    "limited",
     "shed",
     "expired",
     "abandoned",
@@ -109,6 +111,13 @@ class Metrics:
             ).labels
         )
         self._slo = self._gauge("tocom_slo_seconds", "Latency that the controller aims at.")
+
+        self._refusals = self._counter(
+            "tocom_refusals",
+            "What was refused at the door, by reason; connections that were closed too.",
+            "reason",
+            get_args(RefusalReason),
+        )
 
     def _add_batches(self) -> None:
         self._inferred = self._counter(
@@ -211,6 +220,10 @@ class Metrics:
         """Count one classification request, whatever became of it."""
         self._requests_of(outcome).inc()
         self._request_seconds_of(outcome).observe(seconds)
+
+    def observe_refusal(self, reason: RefusalReason) -> None:
+        """Count one request or connection that did not get past the door."""
+        self._refusals.labels(reason).inc()
 
     def observe_image(self, stats: RequestStats) -> None:
         """Count one image of a request."""

@@ -16,6 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.clock import monotonic
+from server.connections import Connections, allow_open_files
+from server.security import HEADERS, check_exposure
 from server.settings import Settings
 from server.settings_sources import load_settings
 
@@ -47,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     # Until the server has its own handlers there is nothing to drain.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listener = bind(settings.host, settings.port)
+    check_exposure(settings, listener.getsockname()[0])
+    allow_open_files(settings.max_connections)
     logger.info("loading: model=%s bank=%s", settings.model, settings.bank)
     # Threads of the model that wait for each other leave their core to the decoders instead of
     # spinning.  Must be set before PyTorch is loaded; on two cores it gave 4 to 12 % more images/s.
@@ -97,9 +101,17 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+        service: Service = app.state.service
+        connections = Connections(
+            settings, settings.max_body_bytes, on_refusal=service.metrics.observe_refusal
+        )
         super().__init__(
             uvicorn.Config(
                 app,
+                http=connections.protocol,
+                ws="none",
+                proxy_headers=False,  # whose request it is, `client_address` finds out
+                headers=list(HEADERS),
                 log_config=None,
                 access_log=settings.log_level == "debug",
                 server_header=False,
@@ -109,7 +121,7 @@ class DrainingServer(uvicorn.Server):
         )
         self.exit_code = 0
         self._app = app
-        self._service: Service = app.state.service
+        self._service = service
         self._settings = settings
         self._url = url_of(listener)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -124,6 +136,8 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the port, then wait for the warm-up in the background."""
         await super().startup(sockets)
+        if self._loop is not None and self._settings.api_keys_file is not None:
+            self._loop.add_signal_handler(signal.SIGHUP, self._app.state.guard.reload_keys)
         self._spawn(self._announce())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -199,6 +213,8 @@ def _log_to_stderr() -> None:
         stream=sys.stderr,
     )
     logging.captureWarnings(True)
+    # It complains of each form that a stranger builds badly, and the stranger is told anyway.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     _set_level("info")
 
 

@@ -11,10 +11,16 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from server.access_settings import AccessSettings
+
 ENV_PREFIX = "TOCOM_"
 
 
-class Settings(BaseSettings):
+ONLY_VARIABLES = frozenset({"api_keys"})
+"""Settings that are secrets: other users can read a command line, and often a settings file."""
+
+
+class Settings(AccessSettings, BaseSettings):
     """How the server runs; immutable after start-up."""
 
     model_config = SettingsConfigDict(
@@ -25,10 +31,6 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         validate_default=False,
     )
-
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    config: Path | None = Field(None, description="YAML file with any of these settings.")
 
     model: str = Field(
         "default",

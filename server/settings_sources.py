@@ -18,11 +18,13 @@ from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource
 
 from server.errors import SettingsError
-from server.settings import ENV_PREFIX, Settings
+from server.settings import ENV_PREFIX, ONLY_VARIABLES, Settings
 
 logger = logging.getLogger(__name__)
 
-OTHER_VARIABLES = frozenset({"TOCOM_DATA", "TOCOM_REQUIRE_SYSTEM", "TOCOM_SYSTEM_FULL_IMAGE"})
+OTHER_VARIABLES = frozenset(
+    {"TOCOM_DATA", "TOCOM_FUZZ_EXAMPLES", "TOCOM_REQUIRE_SYSTEM", "TOCOM_SYSTEM_FULL_IMAGE"}
+)
 """Variables with the prefix that belong to the tests and benchmarks, not to the server."""
 
 
@@ -71,6 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     for name, field in Settings.model_fields.items():
+        if name in ONLY_VARIABLES:
+            continue
         default = "unset" if field.default is None else field.default
         text = f"{field.description} [{default}]".replace("%", "%%")
         if field.annotation in (bool, bool | None):
@@ -101,7 +105,7 @@ def _read_flags(argv: Sequence[str]) -> dict[str, str]:
         if not word.startswith("-"):
             raise SettingsError(f"unexpected argument {word!r}: settings are given as --name value")
         flag = word.split("=")[0]
-        raise SettingsError(f"unknown flag {flag}{_nearest(flag, map(flag_of, _names()))}")
+        raise SettingsError(f"unknown flag {flag}{_nearest(flag, map(flag_of, _public_names()))}")
     return vars(known)
 
 
@@ -125,7 +129,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"the settings file {path} must hold 'name: value' lines")
-    names = [name for name in _names() if name != "config"]
+    names = [name for name in _public_names() if name != "config"]
     for key in content:
         if key not in names:
             hint = _nearest(str(key).replace("-", "_"), names)
@@ -135,6 +139,10 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _names() -> list[str]:
     return list(Settings.model_fields)
+
+
+def _public_names() -> list[str]:
+    return [name for name in _names() if name not in ONLY_VARIABLES]
 
 
 def _nearest(word: str, names: Iterable[str]) -> str:

@@ -26,6 +26,21 @@ NO_LIMIT = 1 << 30
 
 Outcome = Literal["ok", "bad_image", "expired", "shed", "abandoned", "failed", "draining"]
 
+RefusalReason = Literal[
+    "bad_request",
+    "unauthorized",
+    "missing_scope",
+    "cross_site",
+    "unknown_host",
+    "rate_limited",
+    "too_many_connections",
+    "bad_http",
+    "slow_head",
+    "slow_body",
+    "slow_reader",
+]
+"""Why the door stayed shut, or was shut on someone."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestStats:

@@ -24,6 +24,9 @@ from server.errors import (
 
 FIELD = "file"
 
+MAX_PART_HEADER_BYTES = 8192
+"""Of one part; browsers and curl send some hundred."""
+
 _HOW = f"send it as multipart form (curl -F {FIELD}=@photo.jpg …)"
 
 
@@ -204,6 +207,7 @@ class _Form:
         self._files: list[Upload] = []
         self._headers: dict[bytes, bytes] = {}
         self._name = self._value = b""
+        self._header_bytes = 0
         self._ended = False
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
@@ -241,12 +245,23 @@ class _Form:
 
     def _begin_part(self) -> None:
         self._headers = {}
+        self._header_bytes = 0
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
         self._name += data[start:end]
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
         self._value += data[start:end]
+
+    def _count_header(self, count: int) -> None:
+        self._header_bytes += count
+        if self._header_bytes > MAX_PART_HEADER_BYTES:
+            raise NotAnImage(
+                f"A part of the form has more than {MAX_PART_HEADER_BYTES} bytes of headers; let "
+                "your HTTP client build it"
+            )
 
     def _end_header(self) -> None:
         self._headers[self._name.lower()] = self._value

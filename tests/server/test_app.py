@@ -254,7 +254,8 @@ async def _raw_request(app: FastAPI, hang_up: asyncio.Event) -> int:
     scope = {
         **{"type": "http", "method": "POST", "path": "/classify", "raw_path": b"/classify"},
         **{"query_string": b"", "root_path": "", "scheme": "http", "http_version": "1.1"},
-        **{"headers": [(b"content-type", b"image/png")], "server": ("test", 80)},
+        **{"headers": [(b"host", b"test"), (b"content-type", b"image/png")]},
+        **{"server": ("test", 80)},
     }
     await app(scope, receive, send)
     return statuses[0]

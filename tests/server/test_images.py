@@ -332,3 +332,16 @@ def test_no_noise_crashes_the_decoder(data: bytes) -> None:
         decode(data, LIMITS, keep)
     except ServeError as error:
         assert error.status in (400, 413)
+
+
+def test_too_many_scans_are_refused() -> None:
+    """A progressive JPEG may go over all its pixels 16 times; a small one more often."""
+    data = encoded(picture((600, 600)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    again = data[last:-2]
+    assert decode(data, LIMITS, keep).size == (600, 600)
+    few = data[:-2] + again * 5 + data[-2:]
+    assert decode(few, LIMITS, keep).size == (600, 600)
+    many = data[:-2] + again * 60 + data[-2:]
+    with pytest.raises(ImageTooLarge, match="70 times"):
+        decode(many, LIMITS, keep)

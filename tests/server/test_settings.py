@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import SettingsError
-from server.settings import Settings
+from server.settings import ONLY_VARIABLES, Settings
 from server.settings_sources import build_parser, flag_of, load_settings
 
 
@@ -22,6 +22,17 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 SAMPLES = {
     "host": "0.0.0.0",
     "port": "9000",
+    "api_keys_file": "keys.txt",
+    "allow_anonymous": "yes",
+    "allowed_hosts": "tocom.example, other.example",
+    "trusted_proxies": "10.0.0.0/8, ::1",
+    "rate_limit": "2.5",
+    "rate_burst": "10",
+    "max_connections": "100",
+    "max_connections_per_client": "10",
+    "max_header_bytes": "4096",
+    "header_timeout_s": "5",
+    "min_body_rate": "10",
     "model": "vit_tiny_patch16_224",
     "architecture": "vit_tiny_patch16_224",
     "labels": "labels.txt",
@@ -64,7 +75,7 @@ SAMPLES = {
 
 def test_samples_name_every_setting() -> None:
     """The parity test below covers all settings, new ones included."""
-    assert set(SAMPLES) == set(Settings.model_fields) - {"config"}
+    assert set(SAMPLES) == set(Settings.model_fields) - {"config"} - ONLY_VARIABLES
 
 
 def test_flag_variable_and_key_mean_the_same(
@@ -98,6 +109,30 @@ def test_flags_beat_variables_beat_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (settings.port, settings.max_files, settings.queue_size) == (3, 2, 1)
 
 
+def test_keys_come_from_a_variable_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No flag and no YAML key takes API keys, and nothing that prints settings tells them."""
+    secret = "never-to-be-seen-0123456789abcdef"
+    for argv in (["--api-keys", secret], [f"--api-keys={secret}"]):
+        with pytest.raises(
+            SettingsError, match="unknown flag --api-keys; did you mean --api-keys-f"
+        ) as e:
+            load_settings(argv)
+        assert secret not in str(e.value)
+    path = tmp_path / "tocom.yaml"
+    path.write_text(f"api_keys: {secret}\n")
+    with pytest.raises(SettingsError, match="unknown key 'api_keys'") as e:
+        load_settings(["--config", str(path)])
+    assert secret not in str(e.value)
+    monkeypatch.setenv("TOCOM_API_KEYS", secret)
+    settings = load_settings([])
+    assert settings.api_keys is not None and settings.api_keys.get_secret_value() == secret
+    assert secret not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    monkeypatch.setenv("TOCOM_PORT", "wrong")
+    with pytest.raises(SettingsError) as e:
+        load_settings([])
+    assert secret not in str(e.value)
+
+
 def test_defaults_are_valid_and_frozen() -> None:
     """Without any source the documented defaults hold, and nobody can change them later."""
     settings = load_settings([])
@@ -122,6 +157,8 @@ def test_defaults_are_valid_and_frozen() -> None:
         (["--device", "gpu"], ["--device='gpu'", "cuda"]),
         (["photo.jpg"], ["photo.jpg", "--name value"]),
         (["--static-r", "3"], ["static_r=3", "policy"]),
+        (["--trusted-proxies", "10.0.0.1/8"], ["--trusted-proxies", "host bits"]),
+        (["--rate-burst", "3"], ["rate_burst=3", "rate_limit"]),
         (["--policy", "static", "--static-r", "9", "--max-r", "8"], ["static_r=9", "max_r=8"]),
     ],
 )

@@ -126,6 +126,20 @@ def test_dashboard_knows_the_metrics(metrics: Metrics):
     assert used <= samples
 
 
+def test_every_threat_has_a_test():
+    """Each line of the threat model names a test, and each test that it names is there."""
+    text = (ROOT / "docs/security.md").read_text()
+    found = re.search("<!-- threats -->\n(.*?)\n<!-- end threats -->", text, re.DOTALL)
+    assert found is not None
+    rows = [row for row in found[1].splitlines()[2:] if not row.startswith("| **")]
+    assert len(rows) > 30
+    for row in rows:
+        tests = re.findall(r"`((?:core|server|integration|system)/\w+\.py)(?:::(\w+))?`", row)
+        assert tests, f"no test in: {row}"
+        for file, name in tests:
+            assert f"def {name}" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
+
+
 def test_documented_files_exist():
     """Every file of the repository that the operations page names in code is there."""
     named = re.findall(r"`((?:deploy|docs|tests|server|benchmarks)/[\w./-]+)`", OPERATIONS)

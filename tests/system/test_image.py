@@ -56,7 +56,8 @@ def image(docker: Docker) -> str:
 def container(docker: Docker, image: str) -> Iterator[str]:
     """A container as locked down as the documentation promises it can be, and healthy."""
     limits = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
-    docker("run", "--detach", "--name=server", "--publish=127.0.0.1::8000", *limits, image)
+    open_to_loopback = ["--publish=127.0.0.1::8000", "--env=TOCOM_ALLOW_ANONYMOUS=true"]
+    docker("run", "--detach", "--name=server", *open_to_loopback, *limits, image)
     wait_until("a healthy container", lambda: healthy(docker, "server"), timeout_s=READY_S)
     yield "server"
     docker("rm", "--force", "--volumes", "server")
@@ -87,6 +88,26 @@ def test_image_holds_the_wheel_only(docker: Docker, image: str):
     where = docker("run", "--rm", "--entrypoint=python", image, "-c", script)
     assert "-packages/server" in where
     assert "/src" not in where.split()
+
+
+def test_image_does_not_serve_everybody_by_itself(docker: Docker, image: str):
+    """Without keys, and without a word that this is meant, the container ends and says why."""
+    docker("run", "--detach", "--name=open", image)
+    code = docker("wait", "open").strip()
+    said = docker("logs", "open")
+    docker("rm", "--volumes", "open")
+    assert code == "2" and "TOCOM_API_KEYS_FILE" in said
+
+
+def test_container_has_no_rights(docker: Docker, container: str):
+    """Its process is no root, has no capabilities and no way to new ones, and cannot write."""
+    status = docker("exec", container, "cat", "/proc/1/status")
+    rows = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert rows["Uid"].split() == ["10001"] * 4
+    assert {rows[name] for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert rows["NoNewPrivs"] == "1"
+    wrote = docker("exec", container, "sh", "-c", "touch /opt/x 2>/dev/null && echo yes || echo no")
+    assert wrote.strip() == "no"
 
 
 def test_container_classifies_a_photograph(docker: Docker, container: str, photo: bytes):
