@@ -1,8 +1,8 @@
 """Self-attention in which a token that stands for several patches counts several times.
 
 Proportional attention (Token Merging, section 3, equation 1) is ``softmax(QKᵀ/√d + log s) V``
-with ``s`` the number of patches behind each key.  The bias goes into PyTorch's fused attention as a
-broadcast mask, so that the ``(N, N)`` matrix is never held here.
+with ``s`` the number of patches behind each key.  How that is computed best depends on the device:
+`attention_ways` knows several ways, all without an ``(N, N)`` bias.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,8 @@ from timm.layers.attention import Attention
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
+
+from tocom_core.attention_ways import AskedWay, choose_way, weighted_attention
 
 FUSED_KERNELS = [
     SDPBackend.FLASH_ATTENTION,
@@ -41,11 +43,6 @@ class Attended(NamedTuple):
     key: Tensor
 
 
-def log_size_bias(size: Tensor, dtype: torch.dtype) -> Tensor:
-    """``log s`` as an additive attention mask: ``(B, N, 1)`` to ``(B, 1, 1, N)`` in ``dtype``."""
-    return size.log().to(dtype).transpose(1, 2).unsqueeze(1)
-
-
 def key_metric(key: Tensor) -> Tensor:
     """What the similarity of tokens is measured on: the sum of their keys over the heads.
 
@@ -69,13 +66,17 @@ def key_metric(key: Tensor) -> Tensor:
     return total
 
 
-def proportional_attention(attn: Attention, x: Tensor, size: Tensor | None = None) -> Attended:
+def proportional_attention(
+    attn: Attention, x: Tensor, size: Tensor | None = None, way: AskedWay = "auto"
+) -> Attended:
     """Run a timm attention layer with its own parameters, weighting keys by their size.
 
     Args:
         attn: timm's ``Attention``; q/k-norm, output norm, gate, biases and dropouts are honoured.
         x: ``(B, N, D)`` normalised tokens.
         size: ``(B, N, 1)`` patches behind each token; ``None`` is plain attention.
+        way: how sizes are brought in, see `attention_ways.choose_way`.  With gradients it is always
+            as a bias, whose backward pass PyTorch has fused.
 
     Returns:
         The output and the normed queries and keys, which matching and pruning need.
@@ -84,13 +85,14 @@ def proportional_attention(attn: Attention, x: Tensor, size: Tensor | None = Non
     qkv = attn.qkv(x).view(batch, tokens, 3, attn.num_heads, attn.head_dim)
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     query, key = attn.q_norm(query), attn.k_norm(key)
-    out = functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=None if size is None else log_size_bias(size, query.dtype),
-        dropout_p=attn.attn_drop.p if attn.training else 0.0,
-    )
+    dropout_p = attn.attn_drop.p if attn.training else 0.0
+    if size is None:
+        out = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+    else:
+        learning = torch.is_grad_enabled() and query.requires_grad
+        chosen = choose_way(query.device.type, query.dtype, attn.head_dim, way)
+        chosen = "bias" if learning or dropout_p else chosen
+        out = weighted_attention(chosen, query, key, value, size, dropout_p)
     out = attn.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
     gate = getattr(attn, "gate", None)  # younger than the oldest timm that is supported
     if gate is not None:

@@ -18,12 +18,8 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tocom_core.attention import (
-    Attended,
-    key_metric,
-    log_size_bias,
-    proportional_attention,
-)
+from tocom_core.attention import Attended, key_metric, proportional_attention
+from tocom_core.attention_ways import AskedWay, log_size_bias
 from tocom_core.errors import UnsupportedModelError
 from tocom_core.merging import bipartite_soft_matching
 from tocom_core.pruning import class_attention, prune_tokens
@@ -40,6 +36,9 @@ class CompressedViT(nn.Module):
         method: ``"merge"`` (Token Merging) or ``"prune"`` (EViT, needs a class token).
         prop_attn: weight keys by the number of patches they stand for (merging only).
 
+    Attributes:
+        attention: how sizes are brought into attention (`attention_ways`); may be changed any time.
+
     Raises:
         UnsupportedModelError: the method does not cover this model; the message names the reason.
     """
@@ -54,6 +53,7 @@ class CompressedViT(nn.Module):
         self.vit = vit
         self.method: Method = method
         self.prop_attn = prop_attn
+        self.attention: AskedWay = "auto"
 
     @property
     def depth(self) -> int:
@@ -145,10 +145,10 @@ class CompressedViT(nn.Module):
         """
         weigh = size if self.prop_attn else None
         if isinstance(block, ResPostBlock):
-            attended = proportional_attention(block.attn, x, weigh)
+            attended = proportional_attention(block.attn, x, weigh, self.attention)
             x = x + block.drop_path1(block.norm1(attended.out))
         else:
-            attended = proportional_attention(block.attn, block.norm1(x), weigh)
+            attended = proportional_attention(block.attn, block.norm1(x), weigh, self.attention)
             x = x + block.drop_path1(block.ls1(attended.out))
         return self._remove(attended, block.attn.scale, x, size, removed)
 

@@ -10,7 +10,8 @@ from timm.layers import LayerNorm, RmsNorm
 from timm.layers.attention import Attention
 
 from tests.core import reference, zoo
-from tocom_core.attention import log_size_bias, proportional_attention
+from tocom_core.attention import proportional_attention
+from tocom_core.attention_ways import log_size_bias
 
 LAYERS: dict[str, Callable[[], Attention]] = {
     "plain": partial(Attention, 12, num_heads=3, qkv_bias=True),
