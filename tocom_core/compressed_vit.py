@@ -18,12 +18,13 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tocom_core.attention import Attended, key_metric, proportional_attention
+from tocom_core.attention import Attended, proportional_attention
 from tocom_core.attention_ways import AskedWay, log_size_bias
 from tocom_core.errors import UnsupportedModelError
-from tocom_core.merging import bipartite_soft_matching
+from tocom_core.merging import Matching
 from tocom_core.pruning import class_attention, prune_tokens
 from tocom_core.schedule import Method, ViTShape, resolve_schedule
+from tocom_core.token_matching import match_keys
 
 
 class CompressedViT(nn.Module):
@@ -162,10 +163,13 @@ class CompressedViT(nn.Module):
         if self.method == "prune":
             attention = class_attention(attended.query, attended.key, scale)
             return prune_tokens(x, attention, removed, prefix), None
+        return self._match(attended.key, removed).merge(x, size)
+
+    def _match(self, key: Tensor, removed: int) -> Matching:
+        """Pair tokens by their keys ``(B, H, N, d)``."""
         # The choice of pairs is discrete, and must be the same in training (autocast) and serving.
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            matching = bipartite_soft_matching(key_metric(attended.key), removed, prefix)
-        return matching.merge(x, size)
+        with torch.no_grad(), torch.autocast(key.device.type, enabled=False):
+            return match_keys(key, removed, int(self.vit.num_prefix_tokens))
 
     def _pool(self, x: Tensor, size: Tensor) -> Tensor:
         """Pool as timm's ``pool()`` does, with token sizes: ``(B, N', D)`` to ``(B, D)``."""

@@ -53,7 +53,8 @@ def draw(head_dim: int, prefix: int, dtype: torch.dtype) -> tuple[Tensor, Tensor
     size = size.to(torch.promote_types(dtype, torch.float32))
     # As timm has them: views of one product, heads apart.
     qkv = torch.stack([2 * query, 2 * key, value]).transpose(2, 3).to(dtype).contiguous()
-    return (*qkv.transpose(2, 3).unbind(0), size)
+    query, key, value = qkv.transpose(2, 3).unbind(0)
+    return query, key, value, size
 
 
 def naive(query: Tensor, key: Tensor, value: Tensor, size: Tensor) -> Tensor:
