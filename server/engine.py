@@ -273,4 +273,6 @@ def _compressed(loaded: LoadedModel, bank: Bank | None, settings: Settings) -> C
         else:
             method = bank.method
     prop_attn = loaded.choose_prop_attn(settings.prop_attn, bank)
-    return CompressedViT(loaded.vit, method, prop_attn).eval()
+    model = CompressedViT(loaded.vit, method, prop_attn).eval()
+    model.attention = settings.attention
+    return model

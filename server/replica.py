@@ -87,7 +87,7 @@ class Replica:
         chosen = choose_backend(backend, self.model, self.lanes, threads, max_r)
         self.backend = chosen.name
         self.room = Room(self.lanes.count)
-        self._merger = _merger(self.model, loaded, bank, settings.scaling)
+        self._merger = _merger(self.model, loaded, bank, settings)
         self._gate = DegreeGate(self._switch, loaded.r_source, clock)
         self._clock = clock
         self._number = number
@@ -186,8 +186,15 @@ class Replica:
 
 
 def _merger(
-    model: CompressedViT, loaded: LoadedModel, bank: Bank | None, scaling: float | None
+    model: CompressedViT, loaded: LoadedModel, bank: Bank | None, settings: Settings
 ) -> WeightMerger | None:
     if bank is None:
         return None
-    return WeightMerger(model, bank, loaded.r_source, scaling, trained_from=loaded.trained_from)
+    return WeightMerger(
+        model,
+        bank,
+        loaded.r_source,
+        settings.scaling,
+        trained_from=loaded.trained_from,
+        kept_bytes=settings.switch_cache_mb * 2**20,
+    )

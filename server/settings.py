@@ -91,6 +91,19 @@ class Settings(AccessSettings, BaseSettings):
         "per thread, at most 4.",
     )
 
+    switch_cache_mb: int = Field(
+        256,
+        ge=0,
+        le=1_000_000,
+        description="MiB on the model's device for the weights of degrees that were visited, so "
+        "that switching back is a copy; 0 keeps none.",
+    )
+    attention: Literal["auto", "bias", "channels", "products", "flex"] = Field(
+        "auto",
+        description="How sizes of merged tokens enter PyTorch's attention: bias (auto), channels "
+        "(flash attention), products, flex (CUDA, compiled at first use). Not for onnx.",
+    )
+
     max_batch_size: int = Field(32, ge=1, le=4096, description="Most images in one batch.")
     max_queue_delay_ms: float = Field(
         2.0,

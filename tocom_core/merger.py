@@ -5,7 +5,8 @@ cast once.  Nothing is ever added to or taken from the live weight, so no sequen
 make it drift, and back at ``r_source`` it is bit for bit what the checkpoint held.
 
 Rows that were built once are kept, as far as the memory allowed for them reaches, so that a switch
-to a degree that was visited before is one copy per layer and no arithmetic.
+to a degree that was visited before is a copy and no arithmetic: on a GPU one kernel for all layers.
+They are checked when they are built, and never again.
 """
 
 import copy
@@ -23,7 +24,10 @@ KEPT_BYTES = 256 * 2**20
 """Room for kept rows: all 17 degrees of ViT-Tiny (59 MB) or ViT-S, four of ViT-B in float32."""
 
 Rows = list[Tensor]
-"""Per layer the query and value rows, ``(2, D, D)``."""
+"""The query rows, then the value rows of layer after layer: ``2 · depth`` tensors ``(D, D)``.
+
+Contiguous all of them, for PyTorch then copies many in one kernel.
+"""
 
 
 class WeightMerger:
@@ -65,9 +69,12 @@ class WeightMerger:
         self._scaling = scaling
         self._layers = [block.attn.qkv for block in model.vit.blocks]
         self._dim = model.embed_dim
-        self._pristine: Rows = [rows.clone() for rows in self._live_rows()]
+        self._live: Rows = []
+        self._live_at: list[int] = []
+        self._pristine = self._room()
+        torch._foreach_copy_(self._pristine, self._live_rows())
         self._kept: OrderedDict[int, Rows] = OrderedDict()
-        self._most_kept = kept_bytes // sum(rows.nbytes for rows in self._pristine)
+        self._most_kept = kept_bytes // _bytes_of(self._pristine)
 
     @property
     def r_target(self) -> int:
@@ -83,6 +90,11 @@ class WeightMerger:
     def r_source(self) -> int:
         """The degree that the pristine weights are for."""
         return self._r_source
+
+    @property
+    def kept_bytes(self) -> int:
+        """What the rows that are kept take now, the pristine ones not counted."""
+        return sum(map(_bytes_of, self._kept.values()))
 
     @torch.no_grad()
     def set_target(self, r: int) -> None:
@@ -116,25 +128,40 @@ class WeightMerger:
     def _build(self, r: int) -> Rows:
         """The rows for degree ``r``, in the live dtype and on the live device."""
         delta = self._bank.delta(self._r_source, r, self._scaling)
-        rows = [
-            _plus(rows, torch.stack(delta[number])) for number, rows in enumerate(self._pristine)
-        ]
-        if not torch.stack([torch.isfinite(layer).all() for layer in rows]).all():
+        changes = [change for number in range(len(self._layers)) for change in delta[number]]
+        rows = self._room()
+        for new, pristine, change in zip(rows, self._pristine, changes, strict=True):
+            new.copy_(pristine.float() + change.to(pristine.device))  # cast once
+        if not torch.stack([row.isfinite().all() for row in rows]).all():
             raise BankError(
                 f"the weights for r={r} would not be finite in {rows[0].dtype}; "
                 f"the model stays at r={self._r_target}"
             )
         return rows
 
+    def _room(self) -> Rows:
+        """Memory for one degree's rows, in one piece, where and of what type the weights are."""
+        weight = self._layers[0].weight
+        shape = (2 * len(self._layers), self._dim, self._dim)
+        return list(torch.empty(shape, dtype=weight.dtype, device=weight.device).unbind(0))
+
     def _live_rows(self) -> Rows:
-        """Views of the live query and value rows of timm's fused ``qkv.weight``."""
-        weights = [layer.weight.detach() for layer in self._layers]
-        return [weight.view(3, self._dim, self._dim)[::2] for weight in weights]
+        """Views of the live query and value rows of timm's fused ``qkv.weight``, made once.
+
+        They are made anew when the weights lie elsewhere, as after ``model.to``.
+        """
+        weights = [layer.weight for layer in self._layers]
+        places = [weight.data_ptr() for weight in weights]
+        if places != self._live_at:
+            whole = [weight.detach() for weight in weights]
+            halves = [(weight[: self._dim], weight[2 * self._dim :]) for weight in whole]
+            self._live = [half for pair in halves for half in pair]
+            self._live_at = places
+        return self._live
 
 
-def _plus(pristine: Tensor, delta: Tensor) -> Tensor:
-    """Sum in float32 and cast once."""
-    return (pristine.float() + delta.to(pristine.device)).to(pristine.dtype)
+def _bytes_of(rows: Rows) -> int:
+    return sum(row.nbytes for row in rows)
 
 
 def _check_fit(model: CompressedViT, bank: Bank) -> None:

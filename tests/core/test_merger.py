@@ -68,7 +68,9 @@ def test_a_thousand_walks_end_in_the_checkpoint_s_bits(dtype: torch.dtype) -> No
     pointers = [p.data_ptr() for p in model.parameters()]
     rng = random.Random(0)
     for r_source in (0, 3, K):
-        merger = WeightMerger(model, make_bank(), r_source)
+        # Room for three of the nine degrees: some switches copy, some build and push others out.
+        room = 3 * 2 * 2 * 32 * 32 * dtype.itemsize
+        merger = WeightMerger(model, make_bank(), r_source, kept_bytes=room)
         seen = {r_source: pristine}
         for _ in range(WALKS):
             for _ in range(rng.randint(1, 6)):
@@ -77,9 +79,11 @@ def test_a_thousand_walks_end_in_the_checkpoint_s_bits(dtype: torch.dtype) -> No
                 assert merger.r_target == r
                 now = snapshot(model)
                 assert same_bits(now, seen.setdefault(r, now))
+                assert merger.kept_bytes <= room
             merger.set_target(r_source)
             assert same_bits(snapshot(model), pristine)
         assert len(seen) == K + 1, "the walks have visited every degree"
+        assert merger.kept_bytes == room
     assert [p.data_ptr() for p in model.parameters()] == pointers, "no storage was replaced"
 
 
@@ -147,6 +151,69 @@ def test_rows_that_were_built_are_kept(
         fresh.set_target(r)
         assert same_bits(snapshot(model), snapshot(plain))
     assert len(builds) == built
+
+
+def test_rows_that_are_not_finite_are_not_kept() -> None:
+    """A degree is refused each time it is asked for; what was kept stays, and goes on working."""
+    model = CompressedViT(make_vit().half())
+    bank = make_bank()
+    with torch.no_grad():
+        down, up = bank.factors(1, "q")
+        down[-1], up[:, -1] = 1e4, 1e4
+    merger = WeightMerger(model, bank)
+    merger.set_target(2)
+    before, kept = snapshot(model), merger.kept_bytes
+    for _ in range(2):
+        with pytest.raises(BankError, match="would not be finite"):
+            merger.set_target(K)
+        assert merger.kept_bytes == kept
+        assert same_bits(snapshot(model), before)
+    merger.set_target(0)
+    merger.set_target(2)
+    assert same_bits(snapshot(model), before)
+
+
+def test_no_room_keeps_nothing() -> None:
+    """With a budget of 0, or below one degree's rows, every switch builds."""
+    for budget in (0, 2 * 2 * 32 * 32 * 4 - 1):
+        merger = WeightMerger(CompressedViT(make_vit()), make_bank(), kept_bytes=budget)
+        for r in (3, 0, 3):
+            merger.set_target(r)
+        assert merger.kept_bytes == 0
+
+
+def test_weights_that_were_moved_are_found_again() -> None:
+    """After the model's memory was replaced, a switch writes to where the weights are now."""
+    model, plain = CompressedViT(make_vit()), CompressedViT(make_vit())
+    merger = WeightMerger(model, make_bank())
+    merger.set_target(4)
+    merger.set_target(0)
+    for block in model.vit.blocks:
+        block.attn.qkv.weight.data = block.attn.qkv.weight.data.clone()
+    merger.set_target(4)
+    WeightMerger(plain, make_bank()).set_target(4)
+    assert same_bits(snapshot(model), snapshot(plain))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_switch_on_a_gpu_is_one_kernel(dtype: torch.dtype) -> None:
+    """A degree that was visited is copied into all layers at once, bit for bit, without waiting."""
+    model = CompressedViT(make_vit().to("cuda", dtype))
+    merger = WeightMerger(model, make_bank())
+    merger.set_target(5)
+    expected = snapshot(model)
+    merger.set_target(0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+            merger.set_target(5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    kernels = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(kernels) == 1
+    assert all(torch.equal(a, expected[name]) for name, a in snapshot(model).items())
 
 
 def test_only_query_and_value_weights_change() -> None:
