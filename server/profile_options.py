@@ -30,6 +30,7 @@ class ProfileOptions:
         evaluation: what `tocom evaluate --output` wrote.
         overwrite: start anew.
         plot: a picture to draw.
+        trace: a folder for where the time goes by stage; instead of a profile.
     """
 
     output: Path = Path("profile.json")
@@ -42,6 +43,7 @@ class ProfileOptions:
     evaluation: Path | None = None
     overwrite: bool = False
     plot: Path | None = None
+    trace: Path | None = None
 
     def __post_init__(self) -> None:
         for path in (self.output, self.plot):
@@ -102,6 +104,14 @@ def _build_parser() -> argparse.ArgumentParser:
         help="expected accuracy of each degree: what 'tocom evaluate --output' wrote",
     )
     add("--plot", type=Path, metavar="FILE", help="draw a picture (needs matplotlib)")
+    add(
+        "--trace",
+        type=Path,
+        metavar="FOLDER",
+        help="write no profile, but where the time of a batch goes by stage (attention, MLP, "
+        "matching, merging, copies, launch gaps, …): a table, a picture and Chrome traces; of "
+        "three degrees at batches of 1, 8 and 32 unless told otherwise; --backend auto traces all",
+    )
     return parser
 
 

@@ -114,7 +114,7 @@ class CompressedViT(nn.Module):
             ``(B, N', D)`` tokens and their sizes ``(B, N', 1)``; ``None`` if nothing was merged.
         """
         schedule = resolve_schedule(r, self.depth)
-        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+        x = self._stem(images)
         size: Tensor | None = None
         for block, removed in zip(self.vit.blocks, schedule, strict=True):
             x, size = self._block(block, x, size, removed)
@@ -126,6 +126,10 @@ class CompressedViT(nn.Module):
             return self.vit.forward_head(x)  # type: ignore[no-any-return]
         pooled = self._pool(x, size)
         return self.vit.head(self.vit.head_drop(self.vit.fc_norm(pooled)))  # type: ignore[no-any-return]
+
+    def _stem(self, images: Tensor) -> Tensor:
+        """Images to the tokens of the first block, ``(B, N, D)``."""
+        return self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))  # type: ignore[no-any-return]
 
     def _block(
         self, block: Any, x: Tensor, size: Tensor | None, removed: int

@@ -7,6 +7,7 @@ other degrees; stem, pooling and head are the model's own.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,17 +43,22 @@ class OnnxViT:
             place and not during a call.
         threads: of one call. With 1 a call runs on its calling thread alone, and several callers
             run side by side.
+        profile_to: begin of the names of files for ONNX Runtime's own record of every node, see
+            ``end_profiling``; costs time.
 
     Raises:
         UnsupportedModelError: see ``unsupported_onnx``.
     """
 
-    def __init__(self, model: CompressedViT, threads: int) -> None:
+    def __init__(
+        self, model: CompressedViT, threads: int, *, profile_to: Path | None = None
+    ) -> None:
         reason = unsupported_onnx(model)
         if reason is not None:
             raise UnsupportedModelError(f"no ONNX backend for this model: {reason}")
         self._model = model
         self._threads = threads
+        self._profile_to = profile_to
         self._plain = self._session(merging=False)
         self._merging = self._session(merging=True)
         self._weights = [block.attn.qkv.weight.detach() for block in model.vit.blocks]
@@ -73,6 +79,10 @@ class OnnxViT:
         else:  # so much that the last blocks have nothing left to merge
             return self._model(images, r)  # type: ignore[no-any-return]
         return self._model.forward_head(vit.norm(features), sizes)
+
+    def end_profiling(self) -> tuple[Path, Path]:
+        """Write what was recorded without merging, and with it; to be called once, at the end."""
+        return Path(self._plain.end_profiling()), Path(self._merging.end_profiling())
 
     def _removed(self, schedule: Sequence[int]) -> list[int]:
         """How many tokens each block really removes."""
@@ -108,6 +118,9 @@ class OnnxViT:
         options.inter_op_num_threads = 1
         # Threads that spin between batches would take the cores from decoding.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self._profile_to is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = f"{self._profile_to}{'-merging' if merging else ''}"
         graph = build_graph(self._model, merging=merging)
         return onnxruntime.InferenceSession(
             graph.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -98,6 +98,7 @@ class _Writer:
         self._constants: list[TensorProto] = []
         self._known: dict[tuple[Any, ...], str] = {}
         self._count = 0
+        self._stage = "other"  # each node's name begins with it: `stages` tells them apart by it
 
     def write(self) -> onnx.ModelProto:
         x, size = "tokens", None
@@ -119,10 +120,12 @@ class _Writer:
         return _describe(name, "B", "left", width)
 
     def _block(self, block: Any, number: int, x: str, size: str | None) -> tuple[str, str | None]:
+        self._stage = "attention"
         attended, key = self._attention(block.attn, number, self._norm(block.norm1, x), size)
         x = self.op("Add", x, self._linear(block.attn.proj, attended, scale=block.ls1))
         if self._merging:
-            x, size = self._merge(key, number, x, size)
+            x, size = self._merge(self._metric(key, block.attn), number, x, size)
+        self._stage = "mlp"
         hidden = self.op("MatMul", self._norm(block.norm2, x), self.weight(block.mlp.fc1.weight.T))
         hidden = self._gelu(hidden, block.mlp.fc1.bias)
         return self.op("Add", x, self._linear(block.mlp.fc2, hidden, scale=block.ls2)), size
@@ -156,7 +159,7 @@ class _Writer:
             out = self.op("Reshape", out, self.ints([0, 0, heads, dim + 1]))
             summed, weight = self.ops("Split", out, self.ints([dim, 1]), outputs=2, axis=3)
             out = self.op("Reshape", self.op("Div", summed, weight), self.ints([0, 0, width]))
-        return out, self._metric(key, heads, dim) if self._merging else ""
+        return out, key
 
     def _head_norm(self, layer: Any, x: str, heads: int, dim: int) -> str:
         """Normalise each head's queries or keys."""
@@ -165,9 +168,10 @@ class _Writer:
         split = self.op("Reshape", x, self.ints([0, 0, heads, dim]))
         return self.op("Reshape", self._norm(layer, split), self.ints([0, 0, heads * dim]))
 
-    def _metric(self, key: str, heads: int, dim: int) -> str:
+    def _metric(self, key: str, attn: Any) -> str:
         """Return unit vectors ``(B, N, d)`` along the sum of the keys over the heads."""
-        split = self.op("Reshape", key, self.ints([0, 0, heads, dim]))
+        self._stage = "matching"
+        split = self.op("Reshape", key, self.ints([0, 0, attn.num_heads, attn.head_dim]))
         total = self.op("ReduceSum", split, self.ints([2]), keepdims=0)
         length = self.op("ReduceL2", total, axes=[2], keepdims=1)
         return self.op("Div", total, self.op("Max", length, self.array(np.float32(SHORTEST))))
@@ -193,6 +197,7 @@ class _Writer:
         ranks = self.op("ScatterElements", ranks, going, zeros, axis=1)
         _, staying = self.ops("TopK", ranks, self.op("Sub", num_a, removed), outputs=2, axis=1)
 
+        self._stage = "merging"
         # Pairs as a matrix (B, nb, r): product with it adds each going token to its partner.
         partner = self.op("GatherElements", partner, going, axis=1)
         num_b = self.op(
@@ -273,7 +278,11 @@ class _Writer:
         self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any
     ) -> list[str]:
         names = [self._name(kind.lower()) for _ in range(outputs)]
-        self._nodes.append(helper.make_node(kind, inputs, names, domain=domain, **attributes))
+        self._nodes.append(
+            helper.make_node(
+                kind, inputs, names, f"{self._stage}/{names[0]}", domain=domain, **attributes
+            )
+        )
         return names
 
     def ints(self, values: Sequence[int]) -> str:
