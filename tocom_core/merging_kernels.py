@@ -1,7 +1,7 @@
 """Matching and merging as three Triton kernels, for CUDA devices.
 
-Operation by operation a block's matching and merging is some twenty-five kernels, most of which do
-next to nothing but start.  Here it is three:
+In PyTorch a block's matching and merging is 22 operations, a sort of several kernels among them, and
+most do next to nothing but start.  Here it is three kernels:
 
 1. ``_find_partners``: each A-token's most similar B-token, from the keys as they lie.  Heads are
    summed, lengths divided out and similarities compared tile by tile; no ``(B, Na, Nb)`` is held.

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -231,7 +231,7 @@ def _joined(outside: dict[str, float], inside: dict[str, float]) -> dict[str, fl
 
 def _passes(events: Any, on_gpu: bool) -> list[dict[str, float]]:
     """The stages of each pass in a trace of PyTorch's."""
-    cpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+    cpu = [event for event in events if event.device_type.name == "CPU"]
     spans = [
         Span(
             event.name.removeprefix(MARK), event.time_range.start / 1e6, event.time_range.end / 1e6
@@ -261,4 +261,4 @@ def _seconds(job: Callable[[], object]) -> float:
 
 
 def _stage(name: str) -> record_function:
-    return cast(record_function, record_function(MARK + name))
+    return record_function(MARK + name)

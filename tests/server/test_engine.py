@@ -496,3 +496,35 @@ def test_prop_attn_is_as_the_model_was_tuned(
     engine.close()
     assert engine.model.prop_attn is expected
     assert ("its bank was trained with prop_attn=True" in caplog.text) == (setting is None)
+
+
+@pytest.mark.parametrize(("megabytes", "kept"), [(0, False), (1, True)])
+def test_the_cache_of_switches_has_the_size_that_it_was_given(
+    make_engine: Callable[..., Engine],
+    loaded: LoadedModel,
+    megabytes: int,
+    kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With `switch_cache_mb` the second visit of a degree builds nothing; 0 turns that off."""
+    engine = make_engine(make_bank(loaded), lanes=1, switch_cache_mb=megabytes)
+    builds = []
+    delta = Bank.delta
+
+    def counted(self: Bank, *given: Any) -> Any:
+        builds.append(given)
+        return delta(self, *given)
+
+    monkeypatch.setattr(Bank, "delta", counted)
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    for r in (1, 0, 1, 0, 1):
+        engine.run_blocking([image], r)
+    assert len(builds) == (1 if kept else 3)
+
+
+def test_attention_goes_the_way_that_the_settings_name(
+    make_engine: Callable[..., Engine],
+) -> None:
+    """`attention` reaches the model."""
+    assert make_engine(attention="products").model.attention == "products"
+    assert make_engine().model.attention == "auto"

@@ -338,3 +338,44 @@ def test_the_plot_is_drawn_with_and_without_accuracy(
     plot_profile(known, make_run(calibration=str(photos)).run(), 0.1, "model")
     with Image.open(plain) as narrow, Image.open(known) as wide:
         assert wide.width > 1.5 * narrow.width and wide.height == narrow.height
+
+
+def test_trace_writes_where_the_time_goes(
+    model_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A table on stdout and in files, a trace per cell, and no profile; both backends on a CPU."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "new" / "stages"
+    flags = ["--model", str(model_file), "--trace", str(folder), "--repeats", "1"]
+    assert main([*flags, *QUICK]) == 0
+    record = json.loads((folder / "stages.json").read_text())
+    cells = [(cell["backend"], cell["r"], cell["batch"]) for cell in record["cells"]]
+    assert cells == [
+        (backend, r, size) for backend in ("eager", "onnx") for size in (1, 2) for r in (0, 2)
+    ]
+    for backend, r, size in cells:
+        assert (folder / f"trace-{backend}-r{r}-batch{size}.json").is_file()
+    assert (folder / "stages.png").is_file()
+    assert not (tmp_path / "profile.json").exists()
+    output = capsys.readouterr().out
+    assert (folder / "stages.md").read_text().strip() in output
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--degrees", "99"), "--degrees 99: this model has degrees 0 to"),
+        (("--batch-sizes", "9", "--max-batch-size", "4"), "--batch-sizes 9: --max-batch-size is 4"),
+    ],
+)
+def test_trace_refuses_cells_that_cannot_be(
+    wrong: tuple[str, ...], message: str, model_file: Path, tmp_path: Path
+) -> None:
+    """Before anything is run or written."""
+    folder = tmp_path / "stages"
+    with pytest.raises(SettingsError, match=message):
+        main(["--model", str(model_file), "--trace", str(folder), *wrong])
+    assert not folder.exists()
