@@ -1,6 +1,6 @@
 """Matching and merging as three Triton kernels, for CUDA devices.
 
-In PyTorch a block's matching and merging is 22 operations, a sort of several kernels among them, and
+In PyTorch a block's matching and merging is 22 operations, sorts of several kernels among them, and
 most do next to nothing but start.  Here it is three kernels:
 
 1. ``_find_partners``: each A-token's most similar B-token, from the keys as they lie.  Heads are
