@@ -115,10 +115,7 @@ def test_marks_change_no_answer(model: CompressedViT, r: int) -> None:
 def test_stages_add_up_to_the_whole(
     backend: str, r: int, model: CompressedViT, tmp_path: Path
 ) -> None:
-    """Both backends: every stage that ran has a time, none is negative, the sum is the whole.
-
-    What is not explained is shown, and is less than half even in a model as small as this.
-    """
+    """Both backends: every stage that ran has a time, none is negative, the sum is the whole."""
     path = tmp_path / "trace.json"
     trace = trace_eager if backend == "eager" else trace_onnx
     one = trace(model, normalize, bytes_of(3), r, 3, path)
@@ -129,7 +126,6 @@ def test_stages_add_up_to_the_whole(
     assert all(value > 0 for stage, value in one.seconds.items() if stage != "other")
     assert one.seconds["other"] >= 0
     assert sum(one.seconds.values()) == pytest.approx(one.traced_s, rel=1e-9)
-    assert one.share("other") < 0.5
     assert one.untraced_s > 0
     recorded = json.loads(path.read_text())
     events = recorded["traceEvents"] if isinstance(recorded, dict) else recorded
