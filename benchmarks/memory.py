@@ -90,7 +90,11 @@ def _plot(seen: list[tuple[int, float]], path: Path) -> None:
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*seen, strict=True), marker=".")
-    axes.set(xlabel="requests answered", ylabel="resident MB", ylim=(0, None))
+    axes.set(
+        xlabel="requests answered",
+        ylabel="resident MB",
+        ylim=(0, 1.2 * max(megabytes for _, megabytes in seen)),
+    )
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

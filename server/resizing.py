@@ -1,4 +1,4 @@
-"""Resize and crop for the model's input, in a fifth of the time that Pillow takes.
+"""Resize and crop for the model's input, in a quarter of the time that Pillow takes.
 
 timm's transform resizes with Pillow, which takes longer than decoding a photograph of the web's
 usual size. PyTorch's resize of uint8 pixels computes the same filter with vector instructions

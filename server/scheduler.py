@@ -54,7 +54,6 @@ DOUBT = 0.05
 MARGIN = 0.04
 """Share of the time left that is kept between the end of a batch and the answers."""
 
-
 RequestT = TypeVar("RequestT", bound=PendingRequest)
 
 
@@ -126,7 +125,7 @@ class Scheduler(Generic[RequestT]):
             return Refusal("full", self.drain_s(now))
         received_at = now if received_at is None else received_at
         reach = self._reach()
-        due = self._due(reach, received_at, deadline, max_r, places - 1)
+        due = self._due(reach, received_at, (deadline, max_r, places - 1))
         left_s = due - now
         itself_s = reach.clear_s(places, max_r)
         if deadline is not None and itself_s * (1 - DOUBT) > left_s and not self._may_probe(now):
@@ -162,11 +161,11 @@ class Scheduler(Generic[RequestT]):
         """Let a request join the queue, in a place that was held."""
         wishes = request.deadline, request.max_r, request.companions
         reach = self._reach()
-        request.due = self._due(reach, request.received_at, *wishes)
+        request.due = self._due(reach, request.received_at, wishes)
         alone_s = reach.alone_one_s(request.max_r)
         if request.deadline is None and request.due - request.arrived_at < alone_s:
             # Decoding took the time that it had: that is not the load's doing either.
-            request.due = self._due(reach, request.arrived_at, *wishes)
+            request.due = self._due(reach, request.arrived_at, wishes)
         self._queue.add(request, self._key_of(request), request.due, request.max_r)
 
     def withdraw(self, request: RequestT) -> bool:
@@ -190,9 +189,7 @@ class Scheduler(Generic[RequestT]):
         if self._shed_late and len(self._queue):
             late += self._take_infeasible(load, reach)
         expired = [request for request in late if request.deadline is not None]
-        shed = late
-        if expired:
-            shed = [request for request in late if request.deadline is None]
+        shed = [request for request in late if request.deadline is None] if expired else late
         retry_s = self.drain_s(now) if shed else 0.0
         self._meter.lost(len(late))
         if not len(self._queue):
@@ -322,13 +319,9 @@ class Scheduler(Generic[RequestT]):
     # Reckoning.
 
     def _due(
-        self,
-        reach: Reach,
-        received_at: float,
-        deadline: float | None,
-        max_r: int | None,
-        companions: int,
+        self, reach: Reach, received_at: float, wishes: tuple[float | None, int | None, int]
     ) -> float:
+        deadline, max_r, companions = wishes
         if deadline is not None:
             return deadline
         if reach.alone_one_s(max_r) > self._slo_s:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.operating_table import MOST_LOSS, OperatingTable
+from server.operating_table import LEARN_EVERY_S, MOST_LOSS, OperatingTable
 from server.stats import BatchStats
 from tests.server.fake_machine import DEGREES, EVERYTHING, SIZES, WARM_UP, FakeMachine
 from tocom_core.latency_profile import Accuracy, LatencyProfile, Measurement
@@ -48,6 +48,30 @@ def test_a_batch_on_a_part_of_the_machine_tells_nothing() -> None:
     for _ in range(30):
         found.observe(replace(batch(0, 1, 5.0), overlap_s=0.01, partial=True))
     assert found.points() is before
+
+
+def test_short_batches_are_learned_from_now_and_then() -> None:
+    """After one of them those that follow are left out, till they took as long as the pause."""
+    short_s = LEARN_EVERY_S / 5.5
+    seconds = {(r, size): short_s for r in (0, 4) for size in (1, 2)}
+    found = OperatingTable(measured_as(seconds, {0: 1.0, 4: 0.9}))
+    states, learned = [found._belief.state], []
+    for _ in range(14):
+        found.observe(batch(0, 1, short_s))
+        learned.append(found._belief.state is not states[-1])
+        states.append(found._belief.state)
+    assert [at for at, new in enumerate(learned) if new] == [0, 6, 12]
+
+
+def test_a_switch_is_learned_from_at_once() -> None:
+    """The first batch at another degree counts, however short the ones before it were."""
+    short_s = LEARN_EVERY_S / 10
+    seconds = {(r, size): short_s for r in (0, 4) for size in (1, 2)}
+    found = OperatingTable(measured_as(seconds, {0: 1.0, 4: 0.9}))
+    for r in (0, 4):
+        before = found._belief.state
+        found.observe(batch(r, 1, short_s))
+        assert found._belief.state is not before
 
 
 def test_points_hold_all_degrees_and_sizes() -> None:
