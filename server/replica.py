@@ -1,10 +1,11 @@
 """The model on one device, and its inference threads.
 
 Each batch has a thread that sees it through. On a CPU a batch is shared out to lanes, and the next
-one may begin as soon as one lane is free (`room`), hence as many such threads as lanes; on a GPU the
-next one is staged while one computes (`device_forward`), and elsewhere there is one. The weights change between two forward passes and never during one (`gate`), so a
-batch cannot mix degrees.  When a batch does not fit into memory it is halved, and what cannot be
-computed fails its own batch only.
+one may begin as soon as one lane is free (`room`), hence as many such threads as lanes; on a GPU
+the next one is staged while one computes (`device_forward`), hence two; elsewhere there is one.
+The weights change between two forward passes and never during one (`gate`), so a batch cannot mix
+degrees.  When a batch does not fit into memory it is halved, and what cannot be computed fails its
+own batch only.
 """
 
 import asyncio

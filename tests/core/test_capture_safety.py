@@ -1,8 +1,8 @@
 """Nothing in the forward pass waits for the device or asks for its values.
 
 A CUDA graph records what is put on the device; where Python looks at a value, it would record one
-answer for good, and in fact refuses. Fake tensors have shapes and no values, so they find every such
-look without a GPU, and can pretend to lie on one.
+answer for good, and in fact refuses. Fake tensors have shapes and no values, so they find every
+such look without a GPU, and can pretend to lie on one.
 """
 
 from collections.abc import Callable
