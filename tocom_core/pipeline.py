@@ -91,11 +91,19 @@ class Pipeline:
         Args:
             images: uint8, each ``(C, H, W)``, on the CPU.
         """
-        slot = self._staging.stage(images, self._device_calls)
+        slot = self.stage(images)
         try:
             yield slot
         finally:
-            self._staging.give_back(slot)
+            self.give_back(slot)
+
+    def stage(self, images: Sequence[Tensor]) -> Slot:
+        """``staged`` without a block, for whoever has two batches under way on one thread."""
+        return self._staging.stage(images, self._device_calls)
+
+    def give_back(self, slot: Slot) -> None:
+        """Let others have a slot whose batch was waited for."""
+        self._staging.give_back(slot)
 
     def launch(self, slot: Slot, r: int, rows: slice = ALL) -> Launched:
         """Let the device compute a staged batch, or some rows of it; returns when it is told so.

@@ -21,6 +21,7 @@ from tests.core.judged import (
 from tests.core.recorder import Recorder, Recording, uint8_images
 from tocom_core.pipeline import Pipeline
 from tocom_core.pixels import Normalise
+from tocom_core.streams import Mark
 
 CPU = torch.device("cpu")
 LONG_S = 20.0
@@ -65,8 +66,9 @@ class Diary:
         self.log.append(f"mark {place.name}")
         return place
 
-    def after(self, mark: Place) -> None:
+    def after(self, mark: Mark) -> None:
         """Write down what waits for what."""
+        assert isinstance(mark, Place)
         self.log.append(f"{self._stream} waits for {mark.name}")
 
     @contextmanager
