@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class Bench:
         found: dict[str, Job] = {"timm": partial(vit, self._images)}
         if with_compile:
             torch.compiler.reset()  # else the next batch size would be compiled for any size
-            compiled = torch.compile(vit, dynamic=False)
+            compiled: Any = torch.compile(vit, dynamic=False)
             try:
                 compiled(self._images)
                 found["timm, compiled"] = partial(compiled, self._images)

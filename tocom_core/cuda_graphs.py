@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tocom_core.buckets import bucket_for
+from tocom_core.device_calls import CALLS
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,8 @@ class CudaCapture:
 class Graphs:
     """Runs batches by graphs where it can, else eagerly.
 
-    Not for several threads at once: the caller lets one in at a time, on the computing stream.
+    Not for several threads at once: the caller lets one in at a time, on the computing stream, and
+    sees to it that nothing else speaks to a device in ``prepare``.
 
     Args:
         run: the forward pass; must neither wait for the device nor depend on its values.
@@ -165,21 +167,25 @@ class Graphs:
         Raises:
             Exception: what the model raises; it has been run eagerly then.
         """
-        cell = (r, bucket_for(len(pixels)))
-        self._met[cell] += 1
-        graph = self._graphs.get(cell)
-        if graph is None and self._met[cell] > EAGER_FIRST:
-            graph = self._recorded(cell)
+        graph = self._graphs.get((r, bucket_for(len(pixels))))
         if graph is None:
             return self._run(pixels, r)
         self._pixels[: len(pixels)].copy_(pixels)  # the rows behind keep an earlier batch's images
         graph.replay()
         return graph.output[: len(pixels)]
 
+    def is_due(self, count: int, r: int) -> bool:
+        """Note such a batch; whether its graph should be recorded before it is run."""
+        cell = (r, bucket_for(count))
+        self._met[cell] += 1
+        return self._met[cell] > EAGER_FIRST and self._lacks(cell) and self._has_room()
+
     def prepare(self, count: int, r: int) -> bool:
         """Record the graph for so many images now; whether there is one afterwards."""
         cell = (r, bucket_for(count))
-        return cell in self._graphs or self._recorded(cell) is not None
+        if self._lacks(cell) and self._has_room():
+            self._record(cell)
+        return cell in self._graphs
 
     def make_room(self, count: int) -> None:
         """Let go of all graphs, and record none for so many images again.
@@ -191,30 +197,30 @@ class Graphs:
         self._largest = min(self._largest, bucket_for(count) - 1)
         self._tell(f"memory ended with {count} images; graphs from there on are given up")
 
-    def _recorded(self, cell: tuple[int, int]) -> Recorded | None:
-        """Record a cell's graph, unless that is refused or fails."""
+    def _record(self, cell: tuple[int, int]) -> None:
+        """Record a cell's graph; if that fails it is not tried again."""
         r, bucket = cell
-        if cell in self._refused or bucket > self._largest:
-            return None
-        if (reason := self._refusal()) is not None:
-            self._tell(reason)
-            return None
         pixels = self._pixels[:bucket]
         try:
-            graph = self._capture.record(lambda: self._run(pixels, r))
+            self._graphs[cell] = self._capture.record(lambda: self._run(pixels, r))
         except Exception as error:
             self._refused.add(cell)
             # A device that is lost fails the eager run that follows as well, and that one is told.
             first = _first(error)
             self._tell(f"the forward pass cannot be captured ({type(first).__name__}: {first})")
-            return None
-        self._graphs[cell] = graph
-        return graph
 
-    def _refusal(self) -> str | None:
+    def _lacks(self, cell: tuple[int, int]) -> bool:
+        """Whether a cell has no graph and may have one."""
+        return cell not in self._graphs and cell not in self._refused and cell[1] <= self._largest
+
+    def _has_room(self) -> bool:
+        """Whether one more graph may be kept; if not, the reason is logged."""
+        reason = self._capture.refusal()
         if len(self._graphs) >= self._most:
-            return f"there are {len(self._graphs)} graphs, the most that are kept"
-        return self._capture.refusal()
+            reason = f"there are {len(self._graphs)} graphs, the most that are kept"
+        if reason is not None:
+            self._tell(reason)
+        return reason is None
 
     def _tell(self, reason: str) -> None:
         """Log each reason once."""
@@ -237,7 +243,7 @@ def capture_problem(model: nn.Module, r: int) -> str | None:
     shape = (1, vit.in_chans, *vit.patch_embed.img_size)
     pixels = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
     try:
-        with torch.inference_mode():
+        with CALLS.alone(), torch.inference_mode():
             CudaCapture(weight.device).record(lambda: model(pixels, r))
     except Exception as error:
         return f"no CUDA graph of this model ({_first(error)})"

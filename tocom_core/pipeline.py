@@ -5,11 +5,10 @@
     Launched.done          the scores of this batch, and of no other, are there
 
 Two threads may each see a batch through: while one waits for its scores, the other stages the next.
-What speaks to the device holds one lock per device, so that a graph is captured only while nothing
-else is under way there: no copy, no batch, not even another model's.
+A graph is captured only while nothing else is put on a device: no copy, no batch, not even another
+model's (`device_calls`).
 """
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from tocom_core.buckets import bucket_for
 from tocom_core.cuda_graphs import MOST_GRAPHS, Capture, Graphs
+from tocom_core.device_calls import CALLS
 from tocom_core.pixels import Normalise
 from tocom_core.staging import Slot, Staging
 from tocom_core.streams import Mark, Streams, streams_of
@@ -74,7 +74,7 @@ class Pipeline:
         self._device = device
         self._normalise = normalise
         self._streams = streams_of(device) if streams is None else streams
-        self._device_calls = device_calls(_full_name(device))
+        self._launching = threading.Lock()
         self._staging = Staging(input_size, classes, device, self._streams)
         self._last: Mark | None = None
         self.graphs: Graphs | None = None
@@ -99,7 +99,7 @@ class Pipeline:
 
     def stage(self, images: Sequence[Tensor]) -> Slot:
         """``staged`` without a block, for whoever has two batches under way on one thread."""
-        return self._staging.stage(images, self._device_calls)
+        return self._staging.stage(images)
 
     def give_back(self, slot: Slot) -> None:
         """Let others have a slot whose batch was waited for."""
@@ -114,13 +114,12 @@ class Pipeline:
             Exception: whatever the model or the device raises, out of memory among it.
         """
         assert slot.copied is not None, "the slot is not staged"
-        with self._device_calls, self._streams.computing(), torch.inference_mode():
-            self._streams.after(slot.copied)
-            begun = self._streams.mark()
-            compute = self._scores if self.graphs is None else self.graphs
-            slot.scores[rows].copy_(compute(slot.pixels[rows], r), non_blocking=True)
-            self._last = done = self._streams.mark()
-        return Launched(begun, done)
+        images, scores = slot.pixels[rows], slot.scores[rows]
+        with self._launching, self._streams.computing(), torch.inference_mode():
+            if self.graphs is not None and self.graphs.is_due(len(images), r):
+                with CALLS.alone():
+                    self.graphs.prepare(len(images), r)
+            return self._launch(slot.copied, images, scores, r)
 
     def classify(self, images: Sequence[Tensor], r: int) -> Tensor:
         """All of it for one batch: uint8 images to float32 probabilities ``(B, classes)``."""
@@ -132,7 +131,7 @@ class Pipeline:
         """Capture the graph for such a batch, if there are graphs and it has none."""
         if self.graphs is None:
             return
-        with self._device_calls, self._streams.computing(), torch.inference_mode():
+        with self._launching, self._streams.computing(), torch.inference_mode(), CALLS.alone():
             self.graphs.prepare(count, r)
 
     def make_room(self, count: int) -> None:
@@ -141,7 +140,7 @@ class Pipeline:
         Raises:
             Exception: the device is lost.
         """
-        with self._device_calls, self._streams.computing():
+        with self._launching, self._streams.computing(), CALLS.alone():
             if self.graphs is not None:
                 if self._last is not None:
                     self._last.synchronize()  # a graph must not go while it runs
@@ -149,17 +148,15 @@ class Pipeline:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def _launch(self, copied: Mark, images: Tensor, scores: Tensor, r: int) -> Launched:
+        with CALLS.shared():
+            self._streams.after(copied)
+            begun = self._streams.mark()
+            compute = self._scores if self.graphs is None else self.graphs
+            scores.copy_(compute(images, r), non_blocking=True)
+            self._last = done = self._streams.mark()
+        return Launched(begun, done)
+
     def _scores(self, pixels: Tensor, r: int) -> Tensor:
         """What a graph records: uint8 ``(B, C, H, W)`` to float32 probabilities, on the device."""
         return self._logits(self._normalise(pixels), r).float().softmax(dim=-1)
-
-
-@functools.cache
-def device_calls(name: str) -> threading.Lock:
-    """The lock of a device, for all models on it."""
-    return threading.Lock()
-
-
-def _full_name(device: torch.device) -> str:
-    """With its number, which a device may lack that is the current one."""
-    return str(torch.empty(0, device=device).device)

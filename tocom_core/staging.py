@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tocom_core.buckets import bucket_for
+from tocom_core.device_calls import CALLS
 from tocom_core.streams import Mark, Streams
 
 SLOTS = 2
@@ -106,13 +107,11 @@ class Staging:
         self._free = [Slot(shape, classes, device) for _ in range(slots)]
         self._returned = threading.Condition()
 
-    def stage(self, images: Sequence[Tensor], device_calls: threading.Lock) -> Slot:
+    def stage(self, images: Sequence[Tensor]) -> Slot:
         """Send images on their way to the device; waits for a free slot.
 
         Args:
             images: uint8, each ``(C, H, W)``, on the CPU.
-            device_calls: held while the device is spoken to, so that nothing is put on a stream
-                while a graph is captured.
 
         Returns:
             A slot that belongs to the caller until `give_back`.
@@ -125,10 +124,10 @@ class Staging:
             slot = self._free.pop()
         try:
             with self._streams.copying():
-                with device_calls:
+                with CALLS.shared():
                     slot.make_room(len(images))
                 slot.fill(images)  # the long part, beside which a batch may be launched
-                with device_calls:
+                with CALLS.shared():
                     slot.send(self._streams)
         except BaseException:
             self.give_back(slot)

@@ -27,12 +27,6 @@ def recorded_pipeline(recorder: Recorder, **options: object) -> Pipeline:
     return pipeline_for(model(), CPU, torch.float32, capture=recorder, **options)
 
 
-def run(graphs: Graphs, count: int, r: int, seed: int = 0) -> Tensor:
-    """A batch of random images; the scores are copied, as a caller does."""
-    with torch.inference_mode():
-        return graphs(torch.stack(uint8_images(count, SIZE, seed)), r).clone()
-
-
 def test_graphs_give_the_reference_s_answers(recorder: Recorder) -> None:
     """All degrees, odd batch sizes that are padded to their bucket, against float64."""
     pipeline = recorded_pipeline(recorder)
@@ -74,17 +68,15 @@ def test_the_rows_of_an_earlier_batch_do_not_show(recorder: Recorder) -> None:
 
 def test_a_cell_is_captured_when_it_was_met_before(recorder: Recorder) -> None:
     """The first batches of a (degree, bucket) run eagerly; sizes of one bucket share its graph."""
-    graphs = recorded_pipeline(recorder).graphs
-    assert graphs is not None
+    pipeline = recorded_pipeline(recorder)
     for done in range(EAGER_FIRST):
-        run(graphs, 5 + done, 1)
-        assert len(graphs) == 0
-    run(graphs, 5, 2)  # another degree is another cell
-    assert len(graphs) == 0
-    run(graphs, 6, 1)
-    assert len(graphs) == recorder.recorded == 1
-    run(graphs, 5, 1)
-    assert recorder.recorded == 1
+        pipeline.classify(uint8_images(5 + done, SIZE), 1)
+    pipeline.classify(uint8_images(5, SIZE), 2)  # another degree is another cell
+    pipeline.classify(uint8_images(4, SIZE), 1)  # and another bucket too
+    assert recorder.recorded == 0
+    for count in (6, 5):
+        pipeline.classify(uint8_images(count, SIZE), 1)
+        assert recorder.recorded == 1
 
 
 def test_at_the_cap_the_rest_runs_eagerly(
@@ -156,7 +148,7 @@ def test_what_fails_eagerly_too_is_not_hidden() -> None:
     graphs = Graphs(lost, torch.zeros(8, *SIZE, dtype=torch.uint8), Recorder())
     assert not graphs.prepare(2, 1)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        run(graphs, 2, 1)
+        graphs(torch.zeros(2, *SIZE, dtype=torch.uint8), 1)
 
 
 def test_batches_beyond_the_largest_are_not_captured(recorder: Recorder) -> None:

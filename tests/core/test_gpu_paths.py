@@ -86,7 +86,8 @@ def test_a_switch_of_the_weights_needs_no_new_graph() -> None:
     for r in (0, 3, K):
         graphs.prepare(3, r)
     assert graphs.graphs is not None
-    before, seen = len(graphs.graphs), {}
+    before = len(graphs.graphs)
+    seen: dict[int, torch.Tensor] = {}
     for r in (0, 3, K, 3, 0, K) * 3:
         merger.set_target(r)
         found = graphs.classify(images, r)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["eager", "graphs", "auto"])
 def test_the_engine_answers_as_on_the_cpu(backend: str) -> None:
     """Many batches of several degrees and sizes at once, each as one CPU batch would be."""
-    chosen = Settings(device="cuda:0", backend=backend, max_batch_size=8)  # type: ignore[arg-type]
+    chosen = Settings(device="cuda:0", backend=backend, max_batch_size=8)
     on_cpu = Engine(load_model("default"), None, Settings(device="cpu", backend="eager"))
     on_gpu = Engine(load_model("default"), None, chosen)
     images = uint8_images(8, on_gpu.loaded.input_size)
