@@ -88,7 +88,7 @@ class DeviceForward:
             launched = self._pipeline.launch(batch, r, slice(start, stop))
             launched.begun.synchronize()
             began = self._clock()
-            if self._head_start.wait((r, count), launched.done.query) and on_part is not None:
+            if on_part is not None and self._head_start.wait((r, count), launched.done.query):
                 on_part()
             launched.done.synchronize()
             self._head_start.computed((r, count), self._clock() - began)

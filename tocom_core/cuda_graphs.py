@@ -215,9 +215,10 @@ class Graphs:
 
     def _has_room(self) -> bool:
         """Whether one more graph may be kept; if not, the reason is logged."""
-        reason = self._capture.refusal()
         if len(self._graphs) >= self._most:
-            reason = f"there are {len(self._graphs)} graphs, the most that are kept"
+            reason: str | None = f"there are {len(self._graphs)} graphs, the most that are kept"
+        else:
+            reason = self._capture.refusal()
         if reason is not None:
             self._tell(reason)
         return reason is None
