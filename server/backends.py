@@ -1,8 +1,8 @@
-"""What runs the model on a batch: PyTorch as it is, or ONNX Runtime on a CPU.
+"""What runs the model on a batch: PyTorch as it is, by CUDA graphs, or ONNX Runtime on a CPU.
 
-Both compute the same function on the same live weights. Which one is faster is a matter of the
-machine, so unless the settings say otherwise both are timed when the model is loaded: a single
-image without compression, and a batch at the highest degree.
+All compute the same function on the same live weights. Which one is faster is a matter of the
+machine, so unless the settings say otherwise those for a CPU are timed when the model is loaded: a
+single image without compression, and a batch at the highest degree.
 """
 
 import logging
@@ -18,6 +18,7 @@ from torch import Tensor
 from server.errors import SettingsError
 from server.lanes import Lanes
 from tocom_core.compressed_vit import CompressedViT
+from tocom_core.cuda_graphs import capture_problem
 from tocom_core.onnx_backend import OnnxViT, unsupported_onnx
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,12 @@ class Eager:
         return logits
 
 
+class Captured(Eager):
+    """PyTorch, recorded as CUDA graphs by the pipeline that runs it (`device_forward`)."""
+
+    name = "graphs"
+
+
 class Onnx:
     """ONNX Runtime, with sessions for a whole batch and, where there are lanes, for parts of one.
 
@@ -94,15 +101,18 @@ def choose_backend(
     """Return the backend that the settings name, or for ``auto`` the faster one.
 
     Args:
-        asked: ``auto``, ``eager`` or ``onnx``.
+        asked: ``auto``, ``eager``, ``graphs`` or ``onnx``.
         model: on its device, in its dtype, in eval mode.
         lanes: what parts of a batch run on.
         threads: of the model.
         max_r: the highest degree.
 
     Raises:
-        SettingsError: ``onnx`` cannot run this model here.
+        SettingsError: ``onnx`` or ``graphs`` cannot run this model here.
     """
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    if asked == "graphs" or (asked == "auto" and on_cuda):
+        return _captured_or_eager(asked, model, max_r)
     reason = unsupported_onnx(model) if asked != "eager" else None
     if asked == "onnx" and reason is not None:
         raise SettingsError(f"backend='onnx': {reason}; use backend 'eager' or 'auto'")
@@ -117,6 +127,17 @@ def choose_backend(
     chosen = onnx if gain > 1 else eager
     logger.info("backend %s: ONNX Runtime takes 1/%.2f of PyTorch's time", chosen.name, gain)
     return chosen
+
+
+def _captured_or_eager(asked: str, model: CompressedViT, max_r: int) -> Backend:
+    """CUDA graphs if one can be captured of this model, else eager unless they were asked for."""
+    reason = capture_problem(model, max_r)
+    if reason is None:
+        return Captured(model)
+    if asked == "graphs":
+        raise SettingsError(f"backend='graphs': {reason}; use backend 'eager' or 'auto'")
+    logger.warning("backend eager: %s", reason)
+    return Eager(model)
 
 
 def run_part(images: Tensor, classify: Callable[[Tensor], Tensor]) -> Tensor:

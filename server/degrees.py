@@ -79,7 +79,9 @@ def device_identity(
     """The device and what else decides how fast one and the same model runs on it."""
     told: dict[str, str | int] = {"device": product_name(device)}
     if device.type == "cpu":
-        told |= {"threads": threads, "lanes": lanes, "backend": backend}
+        told |= {"threads": threads, "lanes": lanes}
+    if device.type in ("cpu", "cuda"):
+        told |= {"backend": backend}
     return told | {"dtype": dtype, "torch": str(torch.__version__)}
 
 

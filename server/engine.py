@@ -70,6 +70,7 @@ class Engine:
 
     Attributes:
         max_r: the highest degree.
+        precision: what it computes with, by the name that the setting has for it.
         backend: what computes batches, by the name that the setting has for it.
         work: degree to its multiply-adds relative to those of r=0, for all degrees.
         device_identity: the device and what else decides how fast the model runs on it.
@@ -104,7 +105,7 @@ class Engine:
             self._replicas.append(Replica(*given, number=number))
         first = self._replicas[0]
         self.model = first.model
-        self.dtype = first.dtype
+        self.precision = settings.dtype
         self.backend = first.backend
         self.devices = tuple(place.device for place in places)
         self.device_identity = device_identity(
@@ -188,6 +189,7 @@ class Engine:
 
     def measure_blocking(self, r: int, batch: int) -> float:
         """``measure``, on the calling thread: for a caller that is alone with the engine."""
+        self._replicas[0].prepare(batch, r)
         return self.run_blocking(self._random_images(batch), r).compute_s
 
     async def warm_up(self, *, measured: bool = False) -> WarmUp:
@@ -216,7 +218,7 @@ class Engine:
 
     def _warm_up(self, replica: Replica, measured: bool) -> tuple[Measurement, ...]:
         one = self._random_images(1)
-        self._check_classes(replica.classify(torch.stack(one), self.r_source))
+        self._check_classes(replica.classify(one, self.r_source))
         if measured:
             replica.compute(one, self.max_r)
             return ()
@@ -226,6 +228,7 @@ class Engine:
     def _first_measurement(self, replica: Replica, r: int, batch: int) -> Measurement:
         """The faster of two runs: the first one of a shape is slow."""
         images = self._random_images(batch)
+        replica.prepare(batch, r)
         seconds = min(replica.compute(images, r).compute_s for _ in range(_WARM_UP_RUNS))
         return Measurement(r, batch, seconds, spread=0.0, runs=1)
 

@@ -1,8 +1,10 @@
 """One batch through the model: shared out to lanes, halved where memory ends."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +18,29 @@ logger = logging.getLogger(__name__)
 
 Normalize = Callable[[Tensor, torch.dtype], Tensor]
 Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+
+class BatchForward(Protocol):
+    """A batch's way through the model, in two steps. `Forward` and `DeviceForward` are such."""
+
+    def staged(self, images: Sequence[Tensor]) -> AbstractContextManager[Any]:
+        """Bring uint8 images ``(3, H, W)`` where they are needed, for ``classify`` in the block."""
+
+    def classify(
+        self,
+        batch: Any,
+        r: int,
+        *,
+        whole: bool | None = None,
+        on_part: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """See `Forward.classify`; ``batch`` is what ``staged`` gave."""
+
+    def prepare(self, count: int, r: int) -> None:
+        """Do now what the first such batch would otherwise have to wait for."""
+
+    def close(self) -> None:
+        """End all threads."""
 
 
 class Forward:
@@ -42,6 +67,13 @@ class Forward:
         self._device = device
         self._dtype = dtype
         self._lanes = lanes
+
+    def staged(self, images: Sequence[Tensor]) -> AbstractContextManager[Tensor]:
+        """Images ``(3, H, W)`` as one batch."""
+        return nullcontext(torch.stack(list(images)))
+
+    def prepare(self, count: int, r: int) -> None:
+        """Nothing to prepare: all sizes and degrees run alike."""
 
     def classify(
         self,

@@ -1,10 +1,11 @@
 """The model on one device, and its inference threads.
 
 Each batch has a thread that sees it through. On a CPU a batch is shared out to lanes, and the next
-one may begin as soon as one lane is free (`room`), hence as many such threads as lanes; elsewhere
-there is one. The weights change between two forward passes and never during one (`gate`), so a
-batch cannot mix degrees.  When a batch does not fit into memory it is halved, and what cannot be
-computed fails its own batch only.
+one may begin as soon as one lane is free (`room`), hence as many such threads as lanes; on a GPU
+the next one is staged while one computes (`device_forward`), hence two; elsewhere there is one.
+The weights change between two forward passes and never during one (`gate`), so a batch cannot mix
+degrees.  When a batch does not fit into memory it is halved, and what cannot be computed fails its
+own batch only.
 """
 
 import asyncio
@@ -15,14 +16,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from server.backends import choose_backend
 from server.clock import Clock
+from server.device_forward import forward_for, threads_in_flight
 from server.devices import Place
 from server.errors import ForwardFailed
-from server.forward import Forward, checked, failure_detail
+from server.forward import checked, failure_detail
 from server.gate import DegreeGate
 from server.lanes import Lanes, choose_lanes, use_threads
 from server.room import Room
@@ -32,12 +33,12 @@ from tocom_core.bank import Bank
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.merger import WeightMerger
 from tocom_core.models import LoadedModel
+from tocom_core.precision import use_precision
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FAILURES_UNTIL_BROKEN = 3
 
 
@@ -80,7 +81,7 @@ class Replica:
     ) -> None:
         threads = place.threads
         self.device = place.device
-        self.dtype = _DTYPES[settings.dtype]
+        self.dtype = use_precision(settings.dtype, self.device).dtype
         self.threads = threads
         self.lanes = Lanes(choose_lanes(settings.lanes, threads, self.device.type), threads)
         self.model = model.to(self.device, self.dtype)
@@ -92,9 +93,9 @@ class Replica:
         self._clock = clock
         self._number = number
         self._failures = 0
-        self._forward = Forward(chosen, loaded.normalize, self.device, self.dtype, self.lanes)
+        self._forward = forward_for(chosen, loaded, self.device, self.dtype, self.lanes, settings)
         self._threads = ThreadPoolExecutor(
-            self.lanes.count,
+            threads_in_flight(self.device, self.lanes),
             thread_name_prefix=f"inference-{number}",
             initializer=use_threads,
             initargs=(threads,),
@@ -153,8 +154,7 @@ class Replica:
         Raises:
             Exception: whatever the model raises.
         """
-        batch = torch.stack(list(images))
-        with self._gate.at(r) as merge_s:
+        with self._forward.staged(images) as batch, self._gate.at(r) as merge_s:
             started = self._clock()
             outputs = self._forward.classify(batch, r, whole=whole, on_part=on_part)
             compute_s = self._clock() - started
@@ -166,9 +166,15 @@ class Replica:
             device=self._number,
         )
 
-    def classify(self, images: Tensor, r: int) -> Tensor:
+    def classify(self, images: Sequence[Tensor], r: int) -> Tensor:
         """Run one batch at the degree that the weights have, on the calling thread."""
-        return self._forward.classify(images, r)
+        with self._forward.staged(images) as batch:
+            return self._forward.classify(batch, r)
+
+    def prepare(self, count: int, r: int) -> None:
+        """Do now, on the calling thread, what the first such batch would have to wait for."""
+        with self._gate.at(r):
+            self._forward.prepare(count, r)
 
     async def on_thread(self, job: Callable[[], T]) -> T:
         """Do something on one of the inference threads."""

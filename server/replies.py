@@ -78,7 +78,7 @@ def model_info(engine: Engine) -> ModelInfo:
         max_r=engine.max_r,
         bank=None if bank is None else _bank_info(bank, engine.scaling),
         device=engine.device_names,
-        dtype=str(engine.dtype).removeprefix("torch."),
+        dtype=engine.precision,
         backend=engine.backend,
     )
 

@@ -72,16 +72,26 @@ class Settings(AccessSettings, BaseSettings):
         description="Several devices behind one queue, in place of `device`: cuda:0,cuda:1 or all "
         "(every GPU). They should be alike.",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Type of weights and activations."
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Type of weights and activations; tf32 (CUDA only): float32 with the inputs of "
+        "products rounded to 10 bits.",
     )
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch."
     )
-    backend: Literal["auto", "eager", "onnx"] = Field(
+    backend: Literal["auto", "eager", "graphs", "onnx"] = Field(
         "auto",
-        description="What computes a batch: eager (PyTorch), onnx (ONNX Runtime, float32 on a CPU, "
-        "pip install 'tocom-serve[onnx]'), or auto: whichever is faster here.",
+        description="What computes a batch: eager (PyTorch), graphs (PyTorch as CUDA graphs), onnx "
+        "(ONNX Runtime, float32 on a CPU, pip install 'tocom-serve[onnx]'), or auto: graphs on "
+        "CUDA, on a CPU whichever is faster here.",
+    )
+    max_graphs: int = Field(
+        256,
+        ge=0,
+        le=100_000,
+        description="Most CUDA graphs, one per degree and batch bucket; what is beyond runs "
+        "eagerly.",
     )
     lanes: int = Field(
         0,

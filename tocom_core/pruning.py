@@ -45,7 +45,10 @@ def prune_tokens(x: Tensor, attention: Tensor, r: int, num_prefix_tokens: int) -
     r = removable(tokens - num_prefix_tokens, r, "prune")
     if r == 0:
         return x
-    weakest = attention[:, num_prefix_tokens:].argsort(dim=-1, stable=True)[:, :r]
-    kept = torch.ones(batch, tokens, dtype=torch.bool, device=x.device)
-    kept.scatter_(1, weakest + num_prefix_tokens, False)
-    return x[kept].view(batch, tokens - r, dim)
+    # By numbers, not by a mask: how many a mask keeps is known only once it is computed, and a CUDA
+    # graph cannot wait for that.
+    strongest = attention[:, num_prefix_tokens:].argsort(dim=-1, stable=True)[:, r:]
+    kept = torch.arange(tokens - r, device=x.device).repeat(batch, 1)
+    kept[:, num_prefix_tokens:] = strongest.sort(dim=-1).values + num_prefix_tokens
+    kept += torch.arange(0, batch * tokens, tokens, device=x.device).unsqueeze(1)
+    return x.reshape(-1, dim).index_select(0, kept.view(-1)).view(batch, tokens - r, dim)

@@ -46,6 +46,7 @@ SAMPLES = {
     "dtype": "bfloat16",
     "threads": "2",
     "backend": "eager",
+    "max_graphs": "12",
     "lanes": "1",
     "max_batch_size": "8",
     "max_queue_delay_ms": "1.5",
