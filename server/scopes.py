@@ -1,7 +1,7 @@
 """Which scope of an API key each path wants.
 
 Closed is what is not listed: a new path wants the scope `control` until it has a line here
-(`tests/server/test_scopes.py` names those that have none).
+(`tests/server/test_security.py` names those that have none).
 """
 
 from server.api_keys import Scope

@@ -20,8 +20,12 @@ from tests.integration.conftest import end_server, start_server
 if TYPE_CHECKING:
     from tests.integration.conftest import Server
 
+START_S = 300
+"""For a machine that is busy with other tests."""
 KEYS = {scope: new_key() for scope in ("inference", "control", "metrics")}
 REPLACED = new_key()
+
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def locked(model_file: Path, key_file: Path) -> Iterator["Server"]:
         "--log-level=debug",
         "--no-idle-profiling",
     )
-    server.wait_until_ready()
+    server.wait_until_ready(START_S)
     yield server
     end_server(server)
 
