@@ -10,6 +10,7 @@ from prometheus_client import Metric
 
 from server.agreement import AgreementEstimate, Comparison
 from server.control_status import ControllerStatus, ShadowStatus
+from server.machine_figures import GpuUse
 from server.metrics import Metrics
 from server.settings import Settings
 from server.stats import BatchStats, RequestStats, SwitchStats
@@ -52,6 +53,8 @@ def busy_metrics() -> Metrics:
     metrics.watch_control(
         state=lambda: status, arrival_rate=lambda: 0.0, profile_cells=lambda: (0, 0)
     )
+    metrics.watch_queue(admitted=lambda: 0, capacity=256)
+    metrics.watch_gpu(lambda: GpuUse(0.5, 1e9, 2e9, 5e8))
     metrics.watch(
         queue_depth=lambda: 0, in_flight=lambda: 0, r=lambda: 0, mode=lambda: "auto", ready=bool
     )
