@@ -1,8 +1,8 @@
 """Reads how much of a CUDA device is in use, for the metrics.
 
-Memory comes from PyTorch. How busy the device is, only the driver's management library (NVML) knows;
-it is loaded if it is there, without a Python package for it. In a container it is if the driver's
-`utility` capability was granted (`deploy/compose.gpu.yml` asks for it).
+Memory comes from PyTorch. How busy the device is, only the driver's management library (NVML)
+knows; it is loaded if it is there, without a Python package for it. In a container it is there if
+the driver's `utility` capability was granted (`deploy/compose.gpu.yml` asks for it).
 """
 
 import ctypes
@@ -48,8 +48,8 @@ def utilisation_reader(uuid: object, library: str = NVML) -> Callable[[], float 
         uuid: of the GPU, as PyTorch has it: without `GPU-` before it.
         library: the driver's management library.
 
-    Without that library, or for a device that it does not count (a part of a GPU, for instance), the
-    answer is always None.
+    Without that library, or for a device that it does not count (a part of a GPU, for instance),
+    the answer is always None.
     """
     try:
         nvml = ctypes.CDLL(library)
