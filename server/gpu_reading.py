@@ -1,4 +1,4 @@
-"""Reads how much of a CUDA device is in use, for the metrics.
+"""Reads how much of the CUDA devices is in use, for the metrics.
 
 Memory comes from PyTorch. How busy the device is, only the driver's management library (NVML)
 knows; it is loaded if it is there, without a Python package for it. In a container it is there if
@@ -7,7 +7,7 @@ the driver's `utility` capability was granted (`deploy/compose.gpu.yml` asks for
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -24,21 +24,26 @@ class _Utilisation(ctypes.Structure):
     _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
 
 
-def gpu_reader(device: torch.device) -> Callable[[], GpuUse | None]:
-    """Return what reads the use of `device`; it always yields None where that is no CUDA device."""
-    if device.type != "cuda":
-        return lambda: None
-    utilisation = utilisation_reader(torch.cuda.get_device_properties(device).uuid)
+def gpu_reader(devices: Sequence[torch.device]) -> Callable[[], Mapping[int, GpuUse]]:
+    """Return what reads the use of those devices that are CUDA devices, by their place here."""
+    readers = {
+        place: (device, utilisation_reader(torch.cuda.get_device_properties(device).uuid))
+        for place, device in enumerate(devices)
+        if device.type == "cuda"
+    }
 
-    def read() -> GpuUse | None:
+    def read() -> Mapping[int, GpuUse]:
         try:
-            free, total = torch.cuda.mem_get_info(device)
-            reserved = torch.cuda.memory_reserved(device)
+            return {place: _use(*reader) for place, reader in readers.items()}
         except RuntimeError:  # a lost device must not take the other metrics along
-            return None
-        return GpuUse(utilisation(), total - free, total, reserved)
+            return {}
 
     return read
+
+
+def _use(device: torch.device, utilisation: Callable[[], float | None]) -> GpuUse:
+    free, total = torch.cuda.mem_get_info(device)
+    return GpuUse(utilisation(), total - free, total, torch.cuda.memory_reserved(device))
 
 
 def utilisation_reader(uuid: object, library: str = NVML) -> Callable[[], float | None]:

@@ -5,7 +5,7 @@ they are to be compared with, and the GPU's use, which `gpu_reading` asks the dr
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from server.stats import Figure
@@ -29,8 +29,12 @@ class GpuUse:
     reserved_bytes: float
 
 
-def machine_figures(gpu: GpuUse | None) -> Iterator[Figure]:
-    """Yield all figures, also those without a value, so that each is announced."""
+def machine_figures(gpus: Mapping[int, GpuUse]) -> Iterator[Figure]:
+    """Yield all figures, also those without a value, so that each is announced.
+
+    Args:
+        gpus: the number of a device, as in `tocom_device_busy_seconds_total`, to its use.
+    """
     yield Figure(
         "tocom_usable_cpus",
         "Cores that the process may run on; process_cpu_seconds_total grows by so much a second "
@@ -39,23 +43,24 @@ def machine_figures(gpu: GpuUse | None) -> Iterator[Figure]:
     )
     yield Figure(
         "tocom_gpu_utilization_ratio",
-        "Share of the last moments in which the GPU computed something; absent without one.",
-        None if gpu is None else gpu.utilisation,
+        "Share of the last moments in which a GPU computed something, for anybody; absent "
+        "without one.",
+        by_device={n: g.utilisation for n, g in gpus.items() if g.utilisation is not None},
     )
     yield Figure(
         "tocom_gpu_memory_used_bytes",
-        "Memory of the GPU that is taken, by whatever process; absent without a GPU.",
-        None if gpu is None else gpu.used_bytes,
+        "Memory of a GPU that is taken, by whatever process; absent without one.",
+        by_device={n: g.used_bytes for n, g in gpus.items()},
     )
     yield Figure(
         "tocom_gpu_memory_bytes",
-        "Memory that the GPU has; absent without one.",
-        None if gpu is None else gpu.total_bytes,
+        "Memory that a GPU has; absent without one.",
+        by_device={n: g.total_bytes for n, g in gpus.items()},
     )
     yield Figure(
         "tocom_gpu_memory_reserved_bytes",
-        "Memory of the GPU that the server has taken for tensors; absent without a GPU.",
-        None if gpu is None else gpu.reserved_bytes,
+        "Memory of a GPU that the server has taken for tensors; absent without one.",
+        by_device={n: g.reserved_bytes for n, g in gpus.items()},
     )
 
 

@@ -186,9 +186,9 @@ class Metrics:
             registry=self.registry,
         )
         self._control: Callable[[], ControllerStatus | None] = lambda: None
-        self._gpu: Callable[[], GpuUse | None] = lambda: None
+        self._gpus: Callable[[], Mapping[int, GpuUse]] = dict
         self.registry.register(_FigureCollector(lambda: control_figures(self._control())))
-        self.registry.register(_FigureCollector(lambda: machine_figures(self._gpu())))
+        self.registry.register(_FigureCollector(lambda: machine_figures(self._gpus())))
 
     def watch(
         self,
@@ -231,9 +231,9 @@ class Metrics:
         self._admitted.set_function(admitted)
         self._queue_capacity.set(capacity)
 
-    def watch_gpu(self, use: Callable[[], GpuUse | None]) -> None:
-        """Read the GPU's use whenever metrics are asked for; None where there is none."""
-        self._gpu = use
+    def watch_gpus(self, use: Callable[[], Mapping[int, GpuUse]]) -> None:
+        """Read the use of each device that is a GPU whenever metrics are asked for."""
+        self._gpus = use
 
     def describe(self, version: str, model: Mapping[str, str], bank: Mapping[str, str]) -> None:
         """Publish what is being served; ``bank`` is empty without one."""
@@ -311,10 +311,16 @@ class _FigureCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """One gauge per figure."""
         for figure in self._figures():
-            if figure.by_degree is None:
+            if figure.by_degree is not None:
+                yield _labelled(figure, "r", figure.by_degree)
+            elif figure.by_device is not None:
+                yield _labelled(figure, "device", figure.by_device)
+            else:
                 yield GaugeMetricFamily(figure.name, figure.meaning, figure.value)
-                continue
-            family = GaugeMetricFamily(figure.name, figure.meaning, labels=["r"])
-            for r, value in figure.by_degree.items():
-                family.add_metric([str(r)], value)
-            yield family
+
+
+def _labelled(figure: Figure, label: str, values: Mapping[int, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(figure.name, figure.meaning, labels=[label])
+    for name, value in values.items():
+        family.add_metric([str(name)], value)
+    return family

@@ -176,7 +176,7 @@ class Service:
             admitted=lambda: self._core.batcher.load().admitted if self._core else 0,
             capacity=self.settings.queue_size,
         )
-        self.metrics.watch_gpu(gpu_reader(engine.device))
+        self.metrics.watch_gpus(gpu_reader(engine.devices))
         self.metrics.watch_control(
             state=lambda: self._core.controller.status() if self._core else None,
             arrival_rate=lambda: self._core.batcher.load().steady_rate if self._core else 0.0,

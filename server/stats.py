@@ -123,12 +123,16 @@ class SwitchStats:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A metric's name, its meaning, and its value: one, or one for each degree, or none yet."""
+    """A metric's name, its meaning, and its value: one, or one for each of something, or none yet.
+
+    `by_degree` and `by_device` are told apart by a label.
+    """
 
     name: str
     meaning: str
     value: float | None = None
     by_degree: Mapping[int, float] | None = None
+    by_device: Mapping[int, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,16 @@ def row() -> list[Any]:
     own_cores = f"on (job, instance) tocom_usable_cpus{{{HERE}}}"
     processor = Panel(
         "Processors in use",
-        "Share of the cores that the server may use, and of the time in which the GPU computes.",
+        "Share of the cores that the server may use; of the time in which each device had a batch "
+        "of ours to compute; of the time in which each GPU computed, for anybody.",
         "percentunit",
         (
             Query(f"avg({cpu} / {own_cores})", "cores"),
-            Query(f"avg(tocom_gpu_utilization_ratio{{{HERE}}})", "GPU"),
+            Query(
+                f"avg by (device) (rate(tocom_device_busy_seconds_total{{{HERE}}}{WINDOW}))",
+                "device {{device}} has a batch",
+            ),
+            Query(f"avg by (device) (tocom_gpu_utilization_ratio{{{HERE}}})", "GPU {{device}}"),
         ),
     )
     panels.append(time_panel(processor, most=1))

@@ -34,7 +34,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_processor_is_no_gpu():
     """Nothing is read where the model runs on the CPU."""
-    assert gpu_reader(torch.device("cpu"))() is None
+    assert gpu_reader([torch.device("cpu"), torch.device("cpu")])() == {}
 
 
 def test_the_driver_is_asked(driver: str):
@@ -53,7 +53,8 @@ def test_no_driver_is_no_figure():
 def test_a_real_gpu_is_read():
     """Memory in use is within what there is, and grows with what is reserved."""
     tensor = torch.zeros(1 << 20, device="cuda")
-    use = gpu_reader(torch.device("cuda"))()
-    assert use is not None
+    read = gpu_reader([torch.device("cpu"), torch.device("cuda:0")])()
+    assert read.keys() == {1}
+    use = read[1]
     assert tensor.nbytes <= use.reserved_bytes <= use.used_bytes <= use.total_bytes
     assert use.utilisation is None or 0 <= use.utilisation <= 1

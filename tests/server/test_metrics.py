@@ -180,12 +180,12 @@ def test_the_machine_is_shown() -> None:
     metrics = filled()
     assert value(metrics, "tocom_usable_cpus") >= 1
     assert not re.search(r"^tocom_gpu", page(metrics), re.M)
-    metrics.watch_gpu(lambda: GpuUse(0.5, 3e9, 8e9, 1e9))
-    assert value(metrics, "tocom_gpu_utilization_ratio") == 0.5
-    assert value(metrics, "tocom_gpu_memory_used_bytes") == 3e9
-    assert value(metrics, "tocom_gpu_memory_bytes") == 8e9
-    assert value(metrics, "tocom_gpu_memory_reserved_bytes") == 1e9
-    metrics.watch_gpu(lambda: GpuUse(None, 3e9, 8e9, 1e9))
+    metrics.watch_gpus(lambda: {1: GpuUse(0.5, 3e9, 8e9, 1e9)})
+    assert value(metrics, 'tocom_gpu_utilization_ratio{device="1"}') == 0.5
+    assert value(metrics, 'tocom_gpu_memory_used_bytes{device="1"}') == 3e9
+    assert value(metrics, 'tocom_gpu_memory_bytes{device="1"}') == 8e9
+    assert value(metrics, 'tocom_gpu_memory_reserved_bytes{device="1"}') == 1e9
+    metrics.watch_gpus(lambda: {1: GpuUse(None, 3e9, 8e9, 1e9)})
     assert not re.search(r"^tocom_gpu_utilization_ratio", page(metrics), re.M)
 
 

@@ -85,7 +85,7 @@ def load(server: str, photo: bytes) -> Iterator[None]:
 def gpu_page() -> Iterator[str]:
     """The URL of a page of our metrics that tell of a GPU, for machines without one."""
     metrics = Metrics(slo_s=0.25)
-    metrics.watch_gpu(lambda: GpuUse(0.5, 3e9, 8e9, 1e9))
+    metrics.watch_gpus(lambda: {0: GpuUse(0.5, 3e9, 8e9, 1e9)})
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -59,7 +59,7 @@ def compose(docker: Docker, image: str, tmp_path: Path) -> Iterator[Callable[...
     add_prometheus_image(docker, services["prometheus"]["image"])
     add_alertmanager_image(docker, services["alertmanager"]["image"])
     write_drill_rules(tmp_path / "drill")
-    made = []
+    made: list[Compose] = []
 
     def make(*overlays: str, profile: str = "") -> Compose:
         files = [ROOT / "docker-compose.yml", *(ROOT / "deploy" / name for name in overlays)]

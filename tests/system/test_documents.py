@@ -62,7 +62,7 @@ def busy_metrics() -> Metrics:
         state=lambda: status, arrival_rate=lambda: 0.0, profile_cells=lambda: (0, 0)
     )
     metrics.watch_queue(admitted=lambda: 0, capacity=256)
-    metrics.watch_gpu(lambda: GpuUse(0.5, 1e9, 2e9, 5e8))
+    metrics.watch_gpus(lambda: {0: GpuUse(0.5, 1e9, 2e9, 5e8)})
     metrics.watch(
         queue_depth=lambda: 0, in_flight=lambda: 0, r=lambda: 0, mode=lambda: "auto", ready=bool
     )
