@@ -176,6 +176,7 @@ def add_python_image(docker: Docker, packages: Mapping[str, Path]) -> None:
 
 
 NOBODY = 65534
+TEMPLATES = "usr/share/prometheus/alertmanager"
 
 
 def add_prometheus_image(docker: Docker, name: str) -> None:
@@ -191,5 +192,7 @@ def add_alertmanager_image(docker: Docker, name: str) -> None:
     """Make an image of Debian's Alertmanager with the official one's program, user and folder."""
     package = "prometheus-alertmanager"
     members = {".": debian_root(), "usr/bin/alertmanager": Path(tool(package, package))}
+    # The official program has these inside itself.
+    members[TEMPLATES] = Path("/") / TEMPLATES
     started = ['ENTRYPOINT ["/bin/alertmanager"]', "WORKDIR /alertmanager", f"USER {NOBODY}"]
     docker.import_tar(name, members, *started, owned={"alertmanager": NOBODY})

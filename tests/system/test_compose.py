@@ -50,6 +50,13 @@ class Compose:
             return False
         return [series["value"][1] for series in result] == ["1"]
 
+    def tells(self) -> bool:
+        """Whether Alertmanager is there."""
+        try:
+            return httpx.get(f"{self.url('ALERTMANAGER_PORT')}/-/ready").is_success
+        except httpx.TransportError:
+            return False
+
 
 @pytest.fixture
 def compose(docker: Docker, image: str, tmp_path: Path) -> Iterator[Callable[..., Compose]]:
@@ -65,7 +72,7 @@ def compose(docker: Docker, image: str, tmp_path: Path) -> Iterator[Callable[...
         files = [ROOT / "docker-compose.yml", *(ROOT / "deploy" / name for name in overlays)]
         command = (program, *(f"--file={file}" for file in files))
         env = docker.env | {port: str(free_port()) for port in PORTS}
-        env |= {"COMPOSE_PROJECT_NAME": f"tocom-test-{len(made)}"}
+        env["COMPOSE_PROJECT_NAME"] = f"tocom-test-{len(made)}"
         if "compose.drill.yml" in overlays:
             env["PROMETHEUS_CONFIG"] = str(tmp_path / "drill")
         project = Compose(docker, command + ((f"--profile={profile}",) if profile else ()), env)
@@ -99,6 +106,7 @@ def test_a_load_spike_is_seen_and_told(compose: Callable[..., Compose]):
     services = ("server", "prometheus", "alertmanager", "webhook")
     project("up", "--detach", "--no-build", *services)
     wait_until("Prometheus to see a ready server", project.ready, timeout_s=READY_S)
+    wait_until("Alertmanager to be ready", project.tells, timeout_s=60)
     for container in project("ps", "--quiet").split():
         found = json.loads(project.docker("inspect", "--format", "{{json .}}", container))
         host = found["HostConfig"]
