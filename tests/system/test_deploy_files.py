@@ -41,6 +41,25 @@ def test_ports_are_published_on_loopback_only(file: Path):
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+def test_server_takes_anybody():
+    """The server listens on all addresses of its container, and is told that this is meant."""
+    assert "TOCOM_HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()
+    assert COMPOSE["services"]["server"]["environment"]["TOCOM_ALLOW_ANONYMOUS"] == "true"
+
+
+def test_prometheus_finds_alertmanager():
+    """Prometheus sends alerts to the optional service, whose webhook address compose puts in."""
+    config = load(ROOT / "deploy/prometheus/prometheus.yml")
+    (manager,) = config["alerting"]["alertmanagers"]
+    assert manager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
+    service = COMPOSE["services"]["alertmanager"]
+    assert service["profiles"] == ["alerting"]
+    (receiver,) = load(ROOT / "deploy/alertmanager/alertmanager.yml")["receivers"]
+    (webhook,) = receiver["webhook_configs"]
+    assert webhook["send_resolved"] is True
+    assert f"s|{webhook['url']}|" in service["entrypoint"][-1]
+
+
 @pytest.mark.parametrize("file", COMPOSE_FILES, ids=lambda file: file.name)
 def test_services_are_locked_down(file: Path):
     """Each service has a read-only root file system, no capability, and cannot win any."""

@@ -23,6 +23,12 @@ def test_promtool_accepts_the_configuration():
     assert "SUCCESS" in run([tool("promtool", "prometheus"), "check", "config", config])
 
 
+def test_amtool_accepts_the_configuration():
+    """The shipped alertmanager.yml is valid for Alertmanager itself."""
+    config = ROOT / "deploy/alertmanager/alertmanager.yml"
+    assert "SUCCESS" in run([tool("amtool", "prometheus-alertmanager"), "check-config", config])
+
+
 def test_promtool_accepts_the_metrics(server: str, load: None):
     """Names, units and help texts of a live /metrics page pass Prometheus' own linter."""
     promtool = tool("promtool", "prometheus")
