@@ -37,15 +37,17 @@ SHOWN = (
     ("Arrivals and capacity", "offered"),
     ("Arrivals and capacity", "answered"),
     ("Attainment", "in time"),
+    ("Not served, by kind", "{{outcome}}"),
     ("Error budget burn", "1h"),
     ("Latency percentiles and SLO", "p95"),
     ("Degree over time", "r {{instance}}"),
     ("Accuracy of what was served", "expected"),
     ("Queue", "admitted"),
     ("Batch size", "mean"),
+    ("Switches by reason", "{{reason}}"),
     ("Processors in use", "cores"),
 )
-"""Panel and series: what the report follows through the spike."""
+"""Panel and series: what the report follows through the spike; of several the highest."""
 
 
 @dataclass(frozen=True)

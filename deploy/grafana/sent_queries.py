@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,13 @@ class Target:
         return "tocom_gpu_" in self.expr
 
 
-def targets() -> Iterator[Target]:
-    """Yield every query of every panel, from top to bottom."""
-    for panel in PANELS:
-        for target in panel["targets"]:
-            yield Target(panel["title"], target["legendFormat"], target["expr"])
+def targets() -> tuple[Target, ...]:
+    """Return every query of every panel, from top to bottom."""
+    return tuple(
+        Target(panel["title"], target["legendFormat"], target["expr"])
+        for panel in PANELS
+        for target in panel["targets"]
+    )
 
 
 def expanded(expr: str, *, scrape_s: int, range_s: int = 900, instance: str = ".*") -> str:
