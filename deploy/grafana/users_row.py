@@ -17,6 +17,9 @@ from deploy.grafana.queries import ATTAINMENT, HERE, OBJECTIVE, WINDOW, quantile
 
 TITLE = "Are users served?"
 
+AT_THE_DOOR = "not_ready|bad_parameter|denied|limited"
+"""Outcomes of requests whose images nobody has looked at."""
+
 
 def row() -> list[Any]:
     """Return the builders of the panels, in their order."""
@@ -44,17 +47,14 @@ def row() -> list[Any]:
         "Not served, by kind",
         "Images per second that got no class: shed (429), expired (504), failed (500), draining, "
         "or by the client's own doing: bad_image, abandoned. Requests refused before their images "
-        "were looked at (not_ready, bad_parameter) are counted as requests.",
+        "were looked at (not_ready, bad_parameter, denied, limited) are counted as requests.",
         "cps",
         (
             Query(
                 rate(f'tocom_images_total{{outcome!="ok", {HERE}}}', by="outcome"), "{{outcome}}"
             ),
             Query(
-                rate(
-                    f'tocom_requests_total{{outcome=~"not_ready|bad_parameter", {HERE}}}',
-                    by="outcome",
-                ),
+                rate(f'tocom_requests_total{{outcome=~"{AT_THE_DOOR}", {HERE}}}', by="outcome"),
                 "{{outcome}} (requests)",
             ),
         ),
