@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 export UV_HTTP_TIMEOUT ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv serve test test-fuzz audit sbom scan-image test-system test-image-cuda lint format bench build constraints clean
+.PHONY: help .venv serve test test-fuzz audit sbom scan-image test-system test-compose test-image-cuda dashboard lint format bench build constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ test-fuzz: $(STAMP) ## 200 odd requests of each operation of the OpenAPI documen
 
 test-system: $(STAMP) ## tests with Docker, Prometheus, …: root, and what .ci/run installs
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
+
+test-compose: $(STAMP) ## compose for real: a load spike, the degree's way up and back, an alert
+	$(BIN)/python -m pytest -m system tests/system/test_compose.py $(PYTEST_ARGS)
+
+dashboard: $(STAMP) ## write Grafana's dashboard from its code in deploy/grafana
+	$(BIN)/python -m deploy.grafana.dashboard
 
 test-image-cuda: $(STAMP) ## the image tests on a full image with PyPI's CUDA wheels (very long)
 	TOCOM_SYSTEM_FULL_IMAGE=1 $(BIN)/python -m pytest -m system tests/system/test_image.py $(PYTEST_ARGS)

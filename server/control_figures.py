@@ -4,20 +4,10 @@ They are read together, when metrics are asked for. What is not known (an expect
 degree that was never compared, the policy's wish outside of shadow mode) is absent rather than 0.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from server.control_status import ControllerStatus
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A metric's name, its meaning, and its value: one, or one for each degree, or none yet."""
-
-    name: str
-    meaning: str
-    value: float | None = None
-    by_degree: Mapping[int, float] | None = None
+from server.stats import Figure
 
 
 def control_figures(status: ControllerStatus | None) -> Iterator[Figure]:
@@ -29,6 +19,21 @@ def control_figures(status: ControllerStatus | None) -> Iterator[Figure]:
         "tocom_expected_accuracy",
         "Expected top-1 of the present degree, from 0 to 1; absent where unknown.",
         None if status is None else status.expected_accuracy,
+    )
+    yield Figure(
+        "tocom_accuracy_floor",
+        "Least expected top-1 of automatic choices, from 0 to 1; absent if there is no floor.",
+        None if status is None else status.min_accuracy,
+    )
+    yield Figure(
+        "tocom_agreement_floor",
+        "Agreement with r_source that keeps the accuracy floor; absent if it is not known.",
+        None if status is None else status.agreement_floor,
+    )
+    yield Figure(
+        "tocom_pin_remaining_seconds",
+        "Time until a pin ends by itself; absent if none is set, and for one without an end.",
+        None if status is None else status.pinned_ttl_s,
     )
     yield Figure(
         "tocom_shadow_degree",
@@ -59,4 +64,9 @@ def control_figures(status: ControllerStatus | None) -> Iterator[Figure]:
         "tocom_agreement_high",
         "Upper end of the 95 % interval of tocom_agreement_ratio.",
         by_degree={r: estimate.high for r, estimate in agreement.items()},
+    )
+    yield Figure(
+        "tocom_live_accuracy",
+        "Top-1 of a degree by what live traffic shows: that of r_source times the agreement.",
+        by_degree={} if status is None else status.live_accuracies,
     )

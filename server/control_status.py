@@ -64,4 +64,27 @@ class ControllerStatus:
     @property
     def expected_accuracy(self) -> float | None:
         """What is expected of the present degree."""
-        return next(level.expected_accuracy for level in self.levels if level.r == self.r)
+        return self._accuracy_of(self.r)
+
+    @property
+    def agreement_floor(self) -> float | None:
+        """How often a degree must agree with `r_source` to keep the accuracy floor.
+
+        None without a floor, or where nothing is known of `r_source`.
+        """
+        reference = self._accuracy_of(self.r_source)
+        if self.min_accuracy is None or not reference:
+            return None
+        return min(1.0, self.min_accuracy / reference)
+
+    @property
+    def live_accuracies(self) -> Mapping[int, float]:
+        """Degree to the accuracy that its agreement speaks for (see `agreement`), where known."""
+        reference = self._accuracy_of(self.r_source)
+        if reference is None:
+            return {}
+        agreed = {r: reference * estimate.agreement for r, estimate in self.agreement.items()}
+        return {self.r_source: reference} | agreed
+
+    def _accuracy_of(self, r: int) -> float | None:
+        return next((level.expected_accuracy for level in self.levels if level.r == r), None)

@@ -25,7 +25,15 @@ from prometheus_client.registry import Collector
 from server.agreement import Comparison
 from server.control_figures import control_figures
 from server.control_status import ControllerStatus
-from server.stats import BatchStats, Outcome, RefusalReason, RequestStats, SwitchStats
+from server.machine_figures import GpuUse, machine_figures
+from server.stats import (
+    BatchStats,
+    Figure,
+    Outcome,
+    RefusalReason,
+    RequestStats,
+    SwitchStats,
+)
 
 RequestOutcome = Literal[
     "ok",
@@ -145,6 +153,12 @@ class Metrics:
 
     def _add_state(self) -> None:
         self._queue_depth = self._gauge("tocom_queue_depth", "Images waiting for a batch.")
+        self._admitted = self._gauge(
+            "tocom_admitted_images", "Images that wait for a batch or are being decoded."
+        )
+        self._queue_capacity = self._gauge(
+            "tocom_queue_capacity_images", "Beyond so many admitted images requests are refused."
+        )
         self._in_flight = self._gauge(
             "tocom_in_flight_requests", "Classification requests being handled."
         )
@@ -171,8 +185,10 @@ class Metrics:
             ["r", "agrees"],
             registry=self.registry,
         )
-        self._control = _ControlCollector()
-        self.registry.register(self._control)
+        self._control: Callable[[], ControllerStatus | None] = lambda: None
+        self._gpus: Callable[[], Mapping[int, GpuUse]] = dict
+        self.registry.register(_FigureCollector(lambda: control_figures(self._control())))
+        self.registry.register(_FigureCollector(lambda: machine_figures(self._gpus())))
 
     def watch(
         self,
@@ -205,10 +221,19 @@ class Metrics:
             arrival_rate: offered images per second.
             profile_cells: how many pairs of degree and batch size are measured, and are not.
         """
-        self._control.state = state
+        self._control = state
         self._arrival_rate.set_function(arrival_rate)
         self._cells.labels("measured").set_function(lambda: profile_cells()[0])
         self._cells.labels("missing").set_function(lambda: profile_cells()[1])
+
+    def watch_queue(self, *, admitted: Callable[[], float], capacity: int) -> None:
+        """Read how many images hold a place in the queue whenever metrics are asked for."""
+        self._admitted.set_function(admitted)
+        self._queue_capacity.set(capacity)
+
+    def watch_gpus(self, use: Callable[[], Mapping[int, GpuUse]]) -> None:
+        """Read the use of each device that is a GPU whenever metrics are asked for."""
+        self._gpus = use
 
     def describe(self, version: str, model: Mapping[str, str], bank: Mapping[str, str]) -> None:
         """Publish what is being served; ``bank`` is empty without one."""
@@ -277,19 +302,25 @@ def _is_on(name: str, mode: Callable[[], str]) -> float:
     return float(mode() == name)
 
 
-class _ControlCollector(Collector):
-    """Reads the controller's figures when metrics are asked for."""
+class _FigureCollector(Collector):
+    """Reads figures when metrics are asked for."""
 
-    def __init__(self) -> None:
-        self.state: Callable[[], ControllerStatus | None] = lambda: None
+    def __init__(self, figures: Callable[[], Iterable[Figure]]) -> None:
+        self._figures = figures
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """One gauge per figure."""
-        for figure in control_figures(self.state()):
-            if figure.by_degree is None:
+        for figure in self._figures():
+            if figure.by_degree is not None:
+                yield _labelled(figure, "r", figure.by_degree)
+            elif figure.by_device is not None:
+                yield _labelled(figure, "device", figure.by_device)
+            else:
                 yield GaugeMetricFamily(figure.name, figure.meaning, figure.value)
-                continue
-            family = GaugeMetricFamily(figure.name, figure.meaning, labels=["r"])
-            for r, value in figure.by_degree.items():
-                family.add_metric([str(r)], value)
-            yield family
+
+
+def _labelled(figure: Figure, label: str, values: Mapping[int, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(figure.name, figure.meaning, labels=[label])
+    for name, value in values.items():
+        family.add_metric([str(name)], value)
+    return family

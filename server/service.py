@@ -7,6 +7,7 @@ from server.clock import Clock, monotonic
 from server.core import Core, build_core
 from server.engine import Engine, WarmUp
 from server.errors import Draining, NotReady, SettingsError
+from server.gpu_reading import gpu_reader
 from server.intake import Answer, Incoming, Intake, Wishes
 from server.metrics import Metrics
 from server.resizing import faster
@@ -171,6 +172,11 @@ class Service:
             mode=lambda: self._core.controller.status().mode if self._core else "auto",
             ready=self._is_ready,
         )
+        self.metrics.watch_queue(
+            admitted=lambda: self._core.batcher.load().admitted if self._core else 0,
+            capacity=self.settings.queue_size,
+        )
+        self.metrics.watch_gpus(gpu_reader(engine.devices))
         self.metrics.watch_control(
             state=lambda: self._core.controller.status() if self._core else None,
             arrival_rate=lambda: self._core.batcher.load().steady_rate if self._core else 0.0,

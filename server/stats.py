@@ -6,7 +6,7 @@ observers turn them into whatever is needed. All times are seconds on the server
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -122,6 +122,20 @@ class SwitchStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """A metric's name, its meaning, and its value: one, or one for each of something, or none yet.
+
+    `by_degree` and `by_device` are told apart by a label.
+    """
+
+    name: str
+    meaning: str
+    value: float | None = None
+    by_degree: Mapping[int, float] | None = None
+    by_device: Mapping[int, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """The images that wait, in the order in which they would be served now.
 
@@ -201,6 +215,11 @@ class LoadSnapshot:
     def queue_length(self) -> int:
         """Images that wait for a batch."""
         return len(self.backlog)
+
+    @property
+    def admitted(self) -> int:
+        """Images that hold a place in the queue: they wait for a batch, or are being decoded."""
+        return len(self.backlog) + self.decoding
 
 
 def notify(observers: Iterable[Callable[[Record], None]], record: Record) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from server.agreement import AgreementEstimate, Comparison
 from server.control_status import ControllerStatus, ShadowStatus
+from server.machine_figures import GpuUse
 from server.metrics import Metrics
 from server.stats import BatchStats, Outcome, RequestStats, SwitchStats
 from tests.server.fake_table import level
@@ -64,6 +65,7 @@ def filled() -> Metrics:
         arrival_rate=lambda: 42.0,
         profile_cells=lambda: (30, 106),
     )
+    metrics.watch_queue(admitted=lambda: 5, capacity=64)
     metrics.observe_comparison(Comparison(7, True))
     metrics.observe_request("ok", 0.1)
     metrics.observe_request("shed", 0.001)
@@ -143,6 +145,48 @@ def test_what_is_not_known_is_absent() -> None:
             assert not re.search(rf"^tocom_{name}\b", text, re.M)
     assert "tocom_degree_throughput{" not in before
     assert 'tocom_degree_expected_accuracy{r="7"}' not in page(metrics)
+
+
+def test_what_alerts_need_is_there() -> None:
+    """The queue's room, the accuracy floor as an agreement, live accuracy, the end of a pin."""
+    metrics = filled()
+    assert value(metrics, "tocom_admitted_images") == 5
+    assert value(metrics, "tocom_queue_capacity_images") == 64
+    floor = status(mode="pinned", min_accuracy=0.6, pinned_ttl_s=12.5)
+    metrics.watch_control(
+        state=lambda: floor, arrival_rate=lambda: 0.0, profile_cells=lambda: (0, 0)
+    )
+    assert value(metrics, "tocom_accuracy_floor") == 0.6
+    assert value(metrics, "tocom_agreement_floor") == pytest.approx(0.75)
+    assert value(metrics, "tocom_pin_remaining_seconds") == 12.5
+    assert value(metrics, 'tocom_live_accuracy{r="0"}') == 0.8
+    assert value(metrics, 'tocom_live_accuracy{r="7"}') == pytest.approx(0.72)
+
+
+def test_a_floor_of_unknown_worth_is_no_agreement_floor() -> None:
+    """Where the accuracy of `r_source` is not known, neither are the figures derived from it."""
+    unknown = status(min_accuracy=0.6, levels=(level(0, 100.0), level(7, 150.0)))
+    metrics = Metrics(slo_s=0.25)
+    metrics.watch_control(
+        state=lambda: unknown, arrival_rate=lambda: 0.0, profile_cells=lambda: (0, 0)
+    )
+    assert value(metrics, "tocom_accuracy_floor") == 0.6
+    for name in ("agreement_floor", "live_accuracy"):
+        assert not re.search(rf"^tocom_{name}\b", page(metrics), re.M)
+
+
+def test_the_machine_is_shown() -> None:
+    """Cores always; the GPU's figures only where there is a GPU, and its use only where known."""
+    metrics = filled()
+    assert value(metrics, "tocom_usable_cpus") >= 1
+    assert not re.search(r"^tocom_gpu", page(metrics), re.M)
+    metrics.watch_gpus(lambda: {1: GpuUse(0.5, 3e9, 8e9, 1e9)})
+    assert value(metrics, 'tocom_gpu_utilization_ratio{device="1"}') == 0.5
+    assert value(metrics, 'tocom_gpu_memory_used_bytes{device="1"}') == 3e9
+    assert value(metrics, 'tocom_gpu_memory_bytes{device="1"}') == 8e9
+    assert value(metrics, 'tocom_gpu_memory_reserved_bytes{device="1"}') == 1e9
+    metrics.watch_gpus(lambda: {1: GpuUse(None, 3e9, 8e9, 1e9)})
+    assert not re.search(r"^tocom_gpu_utilization_ratio", page(metrics), re.M)
 
 
 def test_outcomes_exist_before_anything_happened() -> None:

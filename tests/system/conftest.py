@@ -1,10 +1,12 @@
 """Fixtures of the system tests: a server under a little load, a Prometheus that scrapes it."""
 
 import io
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -12,9 +14,14 @@ import yaml
 from PIL import Image
 from skimage import data
 
+from server.machine_figures import GpuUse
+from server.metrics import Metrics
+from tests.system.built_image import docker, image
 from tests.system.machine import ROOT, free_port, running, tool, wait_until, wait_until_ready
 
-SCRAPE_INTERVAL = "1s"
+__all__ = ["docker", "image"]
+
+SCRAPE_S = 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,7 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real `tocom serve` with the default model, warmed up."""
     folder = tmp_path_factory.mktemp("server")
     port = free_port()
-    command = [sys.executable, "-m", "server.cli", "serve", f"--port={port}"]
+    # Every served image is compared with r_source, so that there soon is an agreement to show.
+    command = [sys.executable, "-m", "server.cli", "serve", f"--port={port}", "--live-share=1"]
     url = f"http://127.0.0.1:{port}"
     with running(command, folder / "server.log", folder=ROOT) as process:
         wait_until_ready(url, process.poll, folder / "server.log")
@@ -74,14 +82,47 @@ def load(server: str, photo: bytes) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def gpu_page() -> Iterator[str]:
+    """The URL of a page of our metrics that tell of a GPU, for machines without one."""
+    metrics = Metrics(slo_s=0.25)
+    metrics.watch_gpus(lambda: {0: GpuUse(0.5, 3e9, 8e9, 1e9)})
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            text, kind = metrics.render()
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing of each scrape."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as exporter:
+        thread = threading.Thread(target=exporter.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{exporter.server_port}"
+        exporter.shutdown()
+        thread.join(timeout=60)
+
+
+@pytest.fixture(scope="session")
 def prometheus(
-    server: str, load: None, tmp_path_factory: pytest.TempPathFactory
+    server: str, load: None, gpu_page: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A client of a real Prometheus with the shipped configuration, turned to the test's server."""
+    """A client of a real Prometheus with the shipped configuration and rules.
+
+    It scrapes the test's server, and under another job the page that tells of a GPU. There is no
+    Alertmanager where the configuration names one, as without `--profile alerting`.
+    """
     folder = tmp_path_factory.mktemp("prometheus")
+    shutil.copytree(ROOT / "deploy/prometheus/rules", folder / "rules")
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    config["global"]["scrape_interval"] = SCRAPE_INTERVAL
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [server.removeprefix("http://")]
+    config["global"] = {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"}
+    (job,) = config["scrape_configs"]
+    job["static_configs"][0]["targets"] = [server.removeprefix("http://")]
+    other = {"targets": [gpu_page.removeprefix("http://")]}
+    config["scrape_configs"].append({"job_name": "gpu", "static_configs": [other]})
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = free_port()
     command = [

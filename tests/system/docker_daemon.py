@@ -48,8 +48,17 @@ class Docker:
         )
         return done.returncode == 0
 
-    def import_tar(self, name: str, members: Mapping[str, Path], *changes: str) -> None:
-        """Make the image `name` of host files; `members` maps a path inside it to one here."""
+    def import_tar(
+        self, name: str, members: Mapping[str, Path], *changes: str, owned: Mapping[str, int] = {}
+    ) -> None:
+        """Make the image `name` of host files.
+
+        Args:
+            name: of the image.
+            members: a path inside it to one here; they belong to root.
+            changes: what a Dockerfile would say.
+            owned: an empty folder inside it to its owner's number.
+        """
         options = [part for change in changes for part in ("--change", change)]
         command = [self.client, "import", *options, "-", name]
         with subprocess.Popen(
@@ -62,6 +71,8 @@ class Docker:
             with tarfile.open(fileobj=process.stdin, mode="w|") as archive:
                 for inside, path in members.items():
                     archive.add(path, arcname=inside, filter=_owned_by_root)
+                for inside, owner in owned.items():
+                    archive.addfile(_folder_of(inside, owner))
             process.stdin.close()
         assert process.returncode == 0, f"docker import {name} ended with {process.returncode}"
 
@@ -70,6 +81,14 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """The packages of a user's environment belong to root in an image."""
     member.uid = member.gid = 0
     return member
+
+
+def _folder_of(inside: str, owner: int) -> tarfile.TarInfo:
+    """An empty folder that belongs to a user."""
+    folder = tarfile.TarInfo(inside)
+    folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+    folder.uid = folder.gid = owner
+    return folder
 
 
 def _client_of(daemon: str) -> str:
@@ -156,9 +175,24 @@ def add_python_image(docker: Docker, packages: Mapping[str, Path]) -> None:
     )
 
 
+NOBODY = 65534
+TEMPLATES = "usr/share/prometheus/alertmanager"
+
+
 def add_prometheus_image(docker: Docker, name: str) -> None:
     """Make an image of Debian's Prometheus that is called and started as the official one is."""
     members = {".": debian_root()}
     for program in ("prometheus", "promtool"):
         members[f"usr/bin/{program}"] = Path(tool(program, "prometheus"))
-    docker.import_tar(name, members, 'ENTRYPOINT ["/bin/prometheus"]', "WORKDIR /prometheus")
+    started = ['ENTRYPOINT ["/bin/prometheus"]', "WORKDIR /prometheus", f"USER {NOBODY}"]
+    docker.import_tar(name, members, *started, owned={"prometheus": NOBODY})
+
+
+def add_alertmanager_image(docker: Docker, name: str) -> None:
+    """Make an image of Debian's Alertmanager with the official one's program, user and folder."""
+    package = "prometheus-alertmanager"
+    members = {".": debian_root(), "usr/bin/alertmanager": Path(tool(package, package))}
+    # The official program has these inside itself.
+    members[TEMPLATES] = Path("/") / TEMPLATES
+    started = ['ENTRYPOINT ["/bin/alertmanager"]', "WORKDIR /alertmanager", f"USER {NOBODY}"]
+    docker.import_tar(name, members, *started, owned={"alertmanager": NOBODY})

@@ -9,29 +9,67 @@ from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from deploy.grafana.dashboard import dashboard_json
+from deploy.grafana.queries import OBJECTIVE
+from deploy.grafana.sent_queries import DASHBOARD, PANELS
 from server.settings import Settings
 from tests.system.machine import ROOT, run
 
 DASHBOARD_FILE = ROOT / "deploy/grafana/dashboards/tocom.json"
-DASHBOARD: dict[str, Any] = json.loads(DASHBOARD_FILE.read_text())
-PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+RULES = ROOT / "deploy/prometheus/rules"
+COMPOSE_FILES = [ROOT / "docker-compose.yml", *sorted((ROOT / "deploy").glob("compose.*.yml"))]
 PROVISIONING = ROOT / "deploy/grafana/provisioning"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
 def test_compose_files_follow_the_specification():
-    """Both compose files satisfy the published Compose schema."""
-    files = [ROOT / "docker-compose.yml", ROOT / "deploy/compose.gpu.yml"]
+    """The compose file and all overlays satisfy the published Compose schema."""
+    assert len(COMPOSE_FILES) == 3
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    run([*command, *files])
+    run([*command, *COMPOSE_FILES])
 
 
-def test_ports_are_published_on_loopback_only():
-    """No service of the compose file is reachable from another machine."""
-    ports = [port for service in COMPOSE["services"].values() for port in service["ports"]]
-    assert len(ports) == 3
+@pytest.mark.parametrize("file", COMPOSE_FILES, ids=lambda file: file.name)
+def test_ports_are_published_on_loopback_only(file: Path):
+    """No service is reachable from another machine, so that the server may be open to anybody."""
+    services = load(file)["services"].values()
+    ports = [port for service in services for port in service.get("ports", ())]
+    assert ports or file.name == "compose.gpu.yml"
     assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_server_takes_anybody():
+    """The server listens on all addresses of its container, and is told that this is meant."""
+    assert "TOCOM_HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()
+    assert COMPOSE["services"]["server"]["environment"]["TOCOM_ALLOW_ANONYMOUS"] == "true"
+
+
+def test_prometheus_finds_alertmanager():
+    """Prometheus sends alerts to the optional service, whose webhook address compose puts in."""
+    config = load(ROOT / "deploy/prometheus/prometheus.yml")
+    (manager,) = config["alerting"]["alertmanagers"]
+    assert manager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
+    service = COMPOSE["services"]["alertmanager"]
+    assert service["profiles"] == ["alerting"]
+    (receiver,) = load(ROOT / "deploy/alertmanager/alertmanager.yml")["receivers"]
+    (webhook,) = receiver["webhook_configs"]
+    assert webhook["send_resolved"] is True
+    assert f"s|{webhook['url']}|" in service["entrypoint"][-1]
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES, ids=lambda file: file.name)
+def test_services_are_locked_down(file: Path):
+    """Each service has a read-only root file system, no capability, and cannot win any."""
+    new = {k: v for k, v in load(file)["services"].items() if "image" in v}
+    for name, service in new.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if name != "server":  # its image says so itself
+            assert int(str(service["user"]).split(":")[0]) > 0, name
 
 
 def test_mounted_files_exist():
@@ -39,7 +77,7 @@ def test_mounted_files_exist():
     mounts = [
         volume.split(":")[0]
         for service in COMPOSE["services"].values()
-        for volume in service["volumes"]
+        for volume in service.get("volumes", ())
         if volume.startswith("./")
     ]
     assert mounts
@@ -87,23 +125,54 @@ def test_grafana_finds_the_dashboard():
     assert home == f"{folder}/{DASHBOARD_FILE.name}"
 
 
+def test_dashboard_is_what_its_code_makes():
+    """The committed file is the one that `make dashboard` writes."""
+    assert DASHBOARD_FILE.read_text() == dashboard_json(), "run `make dashboard`"
+
+
+def test_dashboard_follows_grafanas_schema():
+    """Read into the types of Grafana's own schema and written again, nothing is lost or added."""
+    again = json.loads(json.dumps(Dashboard.from_json(DASHBOARD), cls=JSONEncoder))
+    assert again == DASHBOARD
+
+
+def test_dashboard_tells_its_story_in_order():
+    """Users first, then the cost, the causes and the machine."""
+    rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+    assert rows == [
+        "Are users served?",
+        "What does it cost?",
+        "Why?",
+        "How is the machine?",
+    ]
+
+
 def test_panels_are_well_formed():
-    """Panels have distinct ids, known kinds, a description, targets and the chosen data source."""
-    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+    """Panels have distinct ids, known kinds, a description, a unit, targets, the chosen source."""
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     for panel in PANELS:
-        assert panel["type"] in {"stat", "timeseries"}
-        assert panel["description"]
+        assert panel["type"] in {"stat", "timeseries", "heatmap"}
+        assert len(panel["description"]) > 20
+        unit = panel["options"]["yAxis"] if panel["type"] == "heatmap" else None
+        assert (unit or panel["fieldConfig"]["defaults"])["unit"]
         references = [target["refId"] for target in panel["targets"]]
         assert references and len(set(references)) == len(references)
         sources = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
         assert all(source["uid"] == "${datasource}" for source in sources)
 
 
+def test_dashboard_and_rules_have_one_objective():
+    """The dashed line of the dashboard is the objective whose misses the alerts count."""
+    rules = load(RULES / "recording.yml")["groups"][0]["rules"]
+    (budget,) = [r["expr"] for r in rules if r["record"] == "tocom_slo_error_budget_ratio"]
+    assert float(budget.removeprefix("vector(").removesuffix(")")) == pytest.approx(1 - OBJECTIVE)
+
+
 def test_panels_do_not_overlap():
     """Panels keep to Grafana's grid of 24 columns and to their own place in it."""
     for panel in PANELS:
         assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
-    for one, other in combinations(PANELS, 2):
+    for one, other in combinations(DASHBOARD["panels"], 2):
         a, b = one["gridPos"], other["gridPos"]
         beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
         above = a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
@@ -116,7 +185,7 @@ def test_queries_name_variables_of_the_dashboard(panel: dict[str, Any]):
     known = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
     for target in panel["targets"]:
         used = set(re.findall(r"\$\{?(\w+)", target["expr"]))
-        assert used <= known | {"__rate_interval"}
+        assert used <= known | {"__rate_interval", "__range"}
 
 
 def load(path: Path) -> Any:

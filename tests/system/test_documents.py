@@ -1,15 +1,17 @@
 """The tables of docs/operations.md and the dashboard say what the code says."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import yaml
 from prometheus_client import Metric
 
+from deploy.grafana.sent_queries import targets
 from server.agreement import AgreementEstimate, Comparison
 from server.control_status import ControllerStatus, ShadowStatus
+from server.machine_figures import GpuUse
 from server.metrics import Metrics
 from server.settings import Settings
 from server.stats import BatchStats, RequestStats, SwitchStats
@@ -17,7 +19,14 @@ from tests.server.fake_table import level
 from tests.system.machine import ROOT
 
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
-DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/tocom.json").read_text())
+RULES = [
+    rule
+    for file in sorted((ROOT / "deploy/prometheus/rules").glob("*.yml"))
+    for group in yaml.safe_load(file.read_text())["groups"]
+    for rule in group["rules"]
+]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +61,8 @@ def busy_metrics() -> Metrics:
     metrics.watch_control(
         state=lambda: status, arrival_rate=lambda: 0.0, profile_cells=lambda: (0, 0)
     )
+    metrics.watch_queue(admitted=lambda: 0, capacity=256)
+    metrics.watch_gpus(lambda: {0: GpuUse(0.5, 1e9, 2e9, 5e8)})
     metrics.watch(
         queue_depth=lambda: 0, in_flight=lambda: 0, r=lambda: 0, mode=lambda: "auto", ready=bool
     )
@@ -113,17 +124,41 @@ def test_every_metric_is_documented(metrics: Metrics):
     assert table("metrics") == expected, "it should read:\n" + "\n".join(expected)
 
 
-def test_dashboard_knows_the_metrics(metrics: Metrics):
-    """Every metric that a panel asks for is one that the server has."""
+def test_dashboard_and_rules_know_the_metrics(metrics: Metrics):
+    """Every metric that a panel or rule asks for is one that the server or a rule has."""
     samples = {
         f"{family.name}{suffix}"
         for family in metrics.registry.collect()
         for suffix in ("", "_total", "_info", "_bucket", "_sum", "_count")
     }
-    queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-    used = {name for query in queries for name in re.findall(r"tocom_\w+", query)}
+    queries = [target.expr for target in targets()] + [rule["expr"] for rule in RULES]
+    used = {name for query in queries for name in re.findall(r"[\w:]*tocom_[\w:]+", query)}
     assert len(used) > 10
-    assert used <= samples
+    assert used <= samples | RECORDED
+
+
+def test_every_alert_has_a_runbook():
+    """Each alert links its own section of the documentation, and no section is of no alert."""
+    for name, rule in ALERTS.items():
+        link = f"docs/operations.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"] == link
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+    sections = dict(re.findall(r"^#### (Tocom\w+)\n\n(.+?)(?=\n#)", OPERATIONS, re.M | re.S))
+    assert sections.keys() == ALERTS.keys()
+    for name, text in sections.items():
+        for part in ("**Means**", "**Look**", "**Do**"):
+            assert part in text, f"the section of {name} lacks {part}"
+
+
+def test_every_alert_is_seen_to_fire_and_not_to():
+    """The cases for `promtool test rules` have both for each alert."""
+    fires: set[str] = set()
+    stays_quiet: set[str] = set()
+    for file in (ROOT / "deploy/prometheus/tests").glob("*.yml"):
+        for case in yaml.safe_load(file.read_text())["tests"]:
+            for check in case.get("alert_rule_test", ()):
+                (fires if check["exp_alerts"] else stays_quiet).add(check["alertname"])
+    assert fires == stays_quiet == ALERTS.keys()
 
 
 def test_every_threat_has_a_test():

@@ -1,55 +1,18 @@
-"""The Dockerfile and the compose file, built and run for real.
-
-By default the base image already holds the pinned packages of this environment, so that the build
-installs only the wheel; TOCOM_SYSTEM_FULL_IMAGE=1 (`make test-image-cuda`) starts from a bare
-Python and fetches all of them.
-"""
+"""The Dockerfile, built and run for real; `built_image` says how."""
 
 import json
-import os
-import sys
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
-import yaml
 
-from tests.system.docker_daemon import (
-    Docker,
-    add_prometheus_image,
-    add_python_image,
-    private_daemon,
-)
-from tests.system.machine import ROOT, free_port, missing, run, tool, wait_until
-from tests.system.pinned import runtime_entries
+from tests.system.built_image import FULL
+from tests.system.docker_daemon import Docker
+from tests.system.machine import wait_until
 
-FULL = os.environ.get("TOCOM_SYSTEM_FULL_IMAGE") == "1"
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-IMAGE = COMPOSE["services"]["server"]["image"]
 READY_S = 300
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(7200 if FULL else 1800)]
-
-
-@pytest.fixture(scope="module")
-def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
-    """A daemon that holds the base image."""
-    if not FULL and sys.version_info[:2] != (3, 11):
-        missing("the packages of this environment fit the image only if it runs Python 3.11")
-    with private_daemon(tmp_path_factory.mktemp("docker")) as docker:
-        add_python_image(docker, {} if FULL else runtime_entries())
-        yield docker
-
-
-@pytest.fixture(scope="module")
-def image(docker: Docker) -> str:
-    """The server's image, built from the checkout."""
-    started = time.monotonic()
-    docker("build", "--tag", IMAGE, ROOT, timeout_s=5400)
-    size = int(docker("image", "inspect", "--format", "{{.Size}}", IMAGE))
-    print(f"\n{IMAGE}: {size / 1e9:.2f} GB, built in {time.monotonic() - started:.0f} s")
-    return str(IMAGE)
 
 
 @pytest.fixture(scope="module")
@@ -124,43 +87,3 @@ def test_container_stops_cleanly(docker: Docker, container: str):
     docker("stop", "--time=60", container)
     state = json.loads(docker("inspect", "--format", "{{json .State}}", container))
     assert (state["ExitCode"], state["OOMKilled"]) == (0, False), docker("logs", container)
-
-
-def test_compose_brings_up_a_monitored_server(docker: Docker, image: str, photo: bytes):
-    """`docker-compose up` gives a healthy server on loopback that Prometheus scrapes."""
-    compose = tool("docker-compose", "docker-compose")
-    add_prometheus_image(docker, COMPOSE["services"]["prometheus"]["image"])
-    ports = {"SERVER_PORT": str(free_port()), "PROMETHEUS_PORT": str(free_port())}
-    env = docker.env | ports | {"COMPOSE_PROJECT_NAME": "tocom-test"}
-    command = [compose, f"--file={ROOT}/docker-compose.yml"]
-
-    def scraped() -> bool:
-        url = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/query"
-        try:
-            result = httpx.get(url, params={"query": "tocom_ready"}).json()["data"]["result"]
-        except httpx.TransportError:
-            return False
-        return [series["value"][1] for series in result] == ["1"]
-
-    try:
-        run([*command, "up", "--detach", "--no-build", "server", "prometheus"], env=env)
-        wait_until("Prometheus to see a ready server", scraped, timeout_s=READY_S)
-        files = {"file": ("cat.jpg", photo, "image/jpeg")}
-        answer = httpx.post(
-            f"http://127.0.0.1:{ports['SERVER_PORT']}/classify", files=files, timeout=60
-        )
-        assert answer.status_code == 200
-    finally:
-        print(run([*command, "logs", "--no-color"], env=env))
-        run([*command, "down", "--volumes"], env=env)
-
-
-def test_compose_accepts_the_gpu_overlay():
-    """docker-compose itself reads the files, alone and with the overlay for a GPU."""
-    compose = tool("docker-compose", "docker-compose")
-    plain = [compose, f"--file={ROOT}/docker-compose.yml"]
-    assert run([*plain, "config", "--quiet"]) == ""
-    with_gpu = [*plain, f"--file={ROOT}/deploy/compose.gpu.yml"]
-    merged = yaml.safe_load(run([*with_gpu, "config"]))
-    (device,) = merged["services"]["server"]["deploy"]["resources"]["reservations"]["devices"]
-    assert device["capabilities"] == ["gpu"]
