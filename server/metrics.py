@@ -25,22 +25,11 @@ from prometheus_client.registry import Collector
 from server.agreement import Comparison
 from server.control_figures import control_figures
 from server.control_status import ControllerStatus
+from server.request_record import RequestOutcome
 from server.stats import BatchStats, Outcome, RefusalReason, RequestStats, SwitchStats
 
-RequestOutcome = Literal[
-    "ok",
-    "bad_image",
-    "bad_parameter",
-    "denied",
-    "limited",
-    "shed",
-    "expired",
-    "abandoned",
-    "failed",
-    "not_ready",
-    "draining",
-]
-"""How an HTTP request ended; `Outcome` says the same of a single image."""
+ReloadOutcome = Literal["done", "failed", "disagreed"]
+"""How a reload ended: `disagreed` with the model before, which is still served."""
 
 _LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25),
@@ -164,6 +153,12 @@ class Metrics:
             "missing still.",
             "state",
         )
+        self._reloads = self._counter(
+            "tocom_reloads",
+            "Reloads of the model by how they ended; all but done left the old one in place.",
+            "outcome",
+            get_args(ReloadOutcome),
+        )
         self._compared = Counter(
             "tocom_compared_images",
             "Served images that were run again at r_source, by their degree and whether the most "
@@ -171,6 +166,7 @@ class Metrics:
             ["r", "agrees"],
             registry=self.registry,
         )
+        self._infos: dict[str, Info] = {}
         self._control = _ControlCollector()
         self.registry.register(self._control)
 
@@ -211,7 +207,7 @@ class Metrics:
         self._cells.labels("missing").set_function(lambda: profile_cells()[1])
 
     def describe(self, version: str, model: Mapping[str, str], bank: Mapping[str, str]) -> None:
-        """Publish what is being served; ``bank`` is empty without one."""
+        """Publish what is being served, again after a change; ``bank`` is empty without one."""
         self._info("tocom_build", "Version of the server.", {"version": version})
         self._info("tocom_model", "The model that is served.", model)
         self._info("tocom_bank", "The token compensator; no labels if none is loaded.", bank)
@@ -247,6 +243,10 @@ class Metrics:
         self._switches.labels(stats.reason).inc()
         self._switch_seconds.observe(stats.merge_s)
 
+    def observe_reload(self, outcome: ReloadOutcome) -> None:
+        """Count one reload."""
+        self._reloads.labels(outcome).inc()
+
     def observe_comparison(self, comparison: Comparison) -> None:
         """Count one served image that was run again at `r_source`."""
         self._compared.labels(str(comparison.r), str(comparison.agrees).lower()).inc()
@@ -270,7 +270,9 @@ class Metrics:
         return Gauge(name, text, labels, registry=self.registry)
 
     def _info(self, name: str, text: str, labels: Mapping[str, str]) -> None:
-        Info(name, text, registry=self.registry).info(dict(labels))
+        if name not in self._infos:
+            self._infos[name] = Info(name, text, registry=self.registry)
+        self._infos[name].info(dict(labels))
 
 
 def _is_on(name: str, mode: Callable[[], str]) -> float:
