@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 export UV_HTTP_TIMEOUT ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv serve test test-fuzz audit sbom scan-image test-system test-compose test-image-cuda dashboard lint format bench build constraints clean
+.PHONY: help .venv serve test test-fuzz audit sbom scan-image test-system test-compose test-image-cuda dashboard lint format bench soak build constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ scan-image: ## look into the built image for known vulnerabilities, with trivy o
 bench: $(STAMP) ## throughput per degree, and the time of a switch
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
 	$(BIN)/python benchmarks/switch.py $(ARGS)
+
+soak: $(STAMP) ## ten minutes at twice the capacity with faults; the books must balance
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 build: $(STAMP) ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation

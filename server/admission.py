@@ -118,6 +118,7 @@ class AdmissionQueue:
         self._on_admit = on_admit
         self._draining = False
         self._closed = False
+        self._reason: ServeError | None = None
         self.entries = OpenEntries(
             clock, on_request, self._forget, scheduler.answered, scheduler.timed_out
         )
@@ -170,7 +171,7 @@ class AdmissionQueue:
         self._give_back(-places, terms.priority)
         return Reservation(self, places, terms.priority, now)
 
-    def start(self, batch: Iterable[Entry]) -> list[Entry]:
+    def start(self, batch: Iterable[Entry], batch_id: int | None = None) -> list[Entry]:
         """Note that these entries go into a batch; those whose client has gone do not."""
         now = self._clock()
         batch = list(batch)
@@ -178,17 +179,22 @@ class AdmissionQueue:
             self.entries.drop_if_cancelled(entry)
         alive = [entry for entry in batch if not entry.future.done()]
         for entry in alive:
-            entry.started_at = now
+            entry.started_at, entry.batch_id, entry.batch_size = now, batch_id, len(alive)
         return alive
 
-    def drain(self) -> None:
-        """Refuse new reservations; those that exist may still submit."""
+    def drain(self, reason: ServeError | None = None) -> None:
+        """Refuse new reservations; those that exist may still submit.
+
+        Args:
+            reason: what who is still open at the end is told; None means `Draining`.
+        """
         self._draining = True
+        self._reason = self._reason or reason
 
     def close(self) -> None:
-        """Answer all that is open with `Draining`, and whatever is still submitted too."""
+        """Answer all that is open with the reason, and whatever is still submitted too."""
         self._closed = True
-        self.entries.close_all()
+        self.entries.close_all(self._reason)
 
     def _explain(self, refusal: Refusal, places: int) -> ServeError:
         """Tell the client to come back when the work that is here now will be done."""
@@ -222,7 +228,7 @@ class AdmissionQueue:
         self._scheduler.admit(entry)
         self._give_back(1, priority)
         if self._closed:
-            self.entries.close(entry)
+            self.entries.close(entry, self._reason)
         self._on_admit()
         return entry.future
 

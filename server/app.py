@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import random
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,16 +10,18 @@ from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.classification import CLIENT_GONE, ClassifyEndpoint, header
+from server.classification import CLIENT_GONE, ClassifyEndpoint
 from server.clock import monotonic
 from server.engine import Engine, load_engine
-from server.metrics import RequestOutcome
 from server.problems import add_problem_handlers, internal_problem, problem_response
+from server.request_ids import identify
+from server.request_record import RequestOutcome, RequestRecord
 from server.routes import router
 from server.security import Guard, Security
 from server.security_document import document_security
 from server.service import Service
 from server.settings import Settings
+from server.stats import notify
 from tocom_core import __version__
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,6 @@ merges `r` similar tokens, and a load controller picks `r` unless one is pinned.
 
 Every error is an `application/problem+json` document (RFC 9457) that says what to do.
 """
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 _OUTCOMES: dict[int, RequestOutcome] = {
     200: "ok",
@@ -120,11 +118,10 @@ def _log_failed_start(starting: "asyncio.Task[object]") -> None:
 
 
 class RequestContext:
-    """Around what answers: each request gets an id, a time of arrival, and one entry in the books.
+    """Around what answers: each request gets an id, a record, and one entry in the books.
 
-    The id is the client's ``X-Request-ID`` if that is a plain token, else a new one; the answer
-    carries it.  An exception that nothing else turned into an answer is logged under it and
-    answered without details.
+    `request_ids` says where the id is from; the answer carries it.  An exception that nothing else
+    turned into an answer is logged under it and answered without details.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -137,14 +134,18 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         arrived_at = monotonic()
-        request_id = _request_id(header(scope, b"x-request-id"))
-        scope.setdefault("state", {}).update(request_id=request_id, arrived_at=arrived_at)
-        status = 0
+        request_id, trace = identify(scope["headers"])
+        client = scope.get("client")
+        record = RequestRecord(
+            *(request_id, trace, scope["method"], scope["path"], arrived_at),
+            client=client[0] if client else None,
+        )
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, arrived_at=arrived_at, record=record)
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
                 if self._service.draining:
                     MutableHeaders(scope=message)["Connection"] = "close"
@@ -154,23 +155,18 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
         except Exception:
             logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
-            if status:
+            if record.status:
                 raise  # the answer has begun: only cutting it off tells the client
             answer = problem_response(internal_problem(request_id))
             await answer(scope, receive, send_with_id)
         finally:
+            record.ended_at = monotonic()
             if scope["path"] == "/classify" and scope["method"] == "POST":
-                outcome = scope["state"].get("outcome") or self._outcome(status)
-                self._service.metrics.observe_request(outcome, monotonic() - arrived_at)
+                record.outcome = state.get("outcome") or self._outcome(record.status)
+                self._service.metrics.observe_request(record.outcome, record.duration_s)
+            notify(self._service.on_finished, record)
 
     def _outcome(self, status: int) -> RequestOutcome:
         if status == 503:
             return "draining" if self._service.draining else "not_ready"
         return _OUTCOMES.get(status, "failed" if status else "abandoned")
-
-
-def _request_id(given: str | None) -> str:
-    """An id to find a request in the log by; nobody is kept from guessing it."""
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
-    return f"{random.getrandbits(128):032x}"

@@ -11,6 +11,7 @@ fails ends its own batch only. While nobody waits, the loop does idle work in sh
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from server.admission import ANY_TERMS, AdmissionQueue, Reservation, Terms
 from server.clock import Clock
 from server.entries import Entry, ItemResult, Submission
-from server.errors import ForwardFailed
+from server.errors import ForwardFailed, ServeError
 from server.idle import IdleWork
 from server.scheduler import Scheduler
 from server.stats import BatchOutcome, BatchStats, LoadSnapshot, RequestStats, notify
@@ -31,6 +32,8 @@ RunBatch = Callable[[Sequence[Any], int], Awaitable[BatchOutcome]]
 Room = Callable[[], Awaitable[None]]
 Served = Callable[[Any, Any, int], None]
 """(payload, output, r) of each image that was served."""
+
+_batch_ids = itertools.count(1)
 
 IDLE_AFTER_S = 0.05
 """Idle work waits for so long a pause, and leaves one between its steps."""
@@ -132,9 +135,9 @@ class Batcher:
         finally:
             await self.close()
 
-    async def close(self) -> None:
-        """Stop at once; whatever is still open is answered with `Draining`."""
-        self._queue.drain()
+    async def close(self, reason: ServeError | None = None) -> None:
+        """Stop at once; whatever is still open is answered with `reason`, or `Draining`."""
+        self._queue.drain(reason)
         tasks = [*self._running, *([] if self._task is None else [self._task])]
         for task in tasks:
             task.cancel()
@@ -202,21 +205,23 @@ class Batcher:
             self._queue.entries.expire(entry)
         for entry in selection.shed:
             self._queue.entries.shed(entry, selection.retry_after_s)
-        batch = self._queue.start(selection.batch)
+        batch_id = next(_batch_ids)
+        batch = self._queue.start(selection.batch, batch_id)
         if batch:
-            serving = self._serve(batch, selection.r, limited=selection.r != selection.wanted_r)
+            limited = selection.r != selection.wanted_r
+            serving = self._serve(batch, selection.r, batch_id, limited=limited)
             task = asyncio.get_running_loop().create_task(serving, name="batch")
             self._running.add(task)
             task.add_done_callback(self._running.discard)
             await asyncio.sleep(0)  # until it is handed over, the machine seems to have room
 
-    async def _serve(self, batch: list[Entry], r: int, limited: bool) -> None:
+    async def _serve(self, batch: list[Entry], r: int, batch_id: int, limited: bool) -> None:
         started_at = self._clock()
         running = self._scheduler.batch_started(started_at, len(batch), r)
         stats: BatchStats | None = None
         try:
             outcome = await self._forward([entry.payload for entry in batch], r)
-            stats = self._stats(outcome, started_at, limited)
+            stats = self._stats(outcome, batch_id, started_at, limited)
         except Exception as error:
             told = isinstance(error, ForwardFailed)  # whoever raises it has logged the cause
             logger.error("a batch of %d at r=%d failed", len(batch), r, exc_info=not told)
@@ -229,7 +234,9 @@ class Batcher:
         for entry, output in zip(batch, outcome.outputs, strict=True):
             self._answer(entry, output, outcome)
 
-    def _stats(self, outcome: BatchOutcome, started_at: float, limited: bool) -> BatchStats:
+    def _stats(
+        self, outcome: BatchOutcome, batch_id: int, started_at: float, limited: bool
+    ) -> BatchStats:
         now = self._clock()
         before = self._last_end.get(outcome.device, 0.0)
         self._last_end[outcome.device] = now
@@ -245,6 +252,7 @@ class Batcher:
             overlap_s=max(0.0, before - started_at),
             partial=outcome.partial,
             device=outcome.device,
+            id=batch_id,
         )
 
     def _answer(self, entry: Entry, output: Any, outcome: BatchOutcome) -> None:
@@ -275,7 +283,7 @@ class Batcher:
 def _forward_failed(error: Exception) -> ForwardFailed:
     """Return what the client is told, without the inside story."""
     if isinstance(error, ForwardFailed):
-        return ForwardFailed(error.detail)
+        return type(error)(error.detail)
     failure = ForwardFailed("The model failed on this image's batch; it can be sent again.")
     failure.__cause__ = error
     return failure

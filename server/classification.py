@@ -53,10 +53,11 @@ class ClassifyEndpoint:
         assert query is not None
         state = scope["state"]
         request_id: str = state["request_id"]
-        incoming = incoming_request(scope, receive, state["arrived_at"])
+        incoming = incoming_request(scope, receive)
         try:
             answer = await classify(self._service, incoming, query, request_id)
         except ServeError as error:
+            incoming.record.problem = error.type
             answer = problem_response(problem_of(error, request_id), error.headers)
         await answer(scope, receive, send)
 
@@ -70,28 +71,31 @@ async def classify(
         ServeError: it was refused, or none of its files could be classified.
     """
     try:
-        answers = await service.classify(incoming, _wishes(query))
+        incoming.record.query = query
+        served, answers = await service.classify(incoming, _wishes(query))
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
     errors = [a.result for a in answers if isinstance(a.result, ServeError)]
     if len(errors) == len(answers):
         raise errors[0]
-    labels = service.engine.labels
+    labels = served.labels
     reply = {  # a `ClassifyResponse`, valid by construction
         "request_id": request_id,
-        "model": service.engine.loaded.name,
+        "model": served.name,
         "results": [image_result(answer, labels, query.top_k, request_id) for answer in answers],
     }
     return Response(to_json(reply), media_type="application/json")
 
 
-def incoming_request(scope: Scope, receive: Receive, arrived_at: float) -> Incoming:
-    """What the intake needs to know of a request."""
+def incoming_request(scope: Scope, receive: Receive) -> Incoming:
+    """What the intake needs to know of a request; needs `RequestContext` around it."""
+    state = scope["state"]
     return Incoming(
         content_type=header(scope, b"content-type") or "",
         content_length=header(scope, b"content-length"),
         receive=receive,
-        arrived_at=arrived_at,
+        arrived_at=state["arrived_at"],
+        record=state["record"],
     )
 
 

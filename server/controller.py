@@ -128,6 +128,10 @@ class Controller:
         """Return the degrees for requests that accept less than any of `levels()`."""
         return self._bounds.keeping()
 
+    def start_at(self, r: int) -> None:
+        """Begin at a degree, or the nearest that may be chosen, instead of at `r_source`."""
+        self._move(nearest(r, self._offered()), "reload")
+
     def pin(self, r: int, ttl_s: float | None = None) -> None:
         """Hold the degree at `r`, for `ttl_s` seconds or until `auto`.
 

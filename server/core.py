@@ -4,8 +4,12 @@ The parts know nothing of each other beyond what they are given here; the simula
 ones around a simulated machine.
 """
 
+import asyncio
 import random
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,21 +18,28 @@ from server.batcher import Batcher
 from server.clock import Clock
 from server.controller import Controller
 from server.degrees import most_telling_first
+from server.device_loss import telling
 from server.engine import Engine, WarmUp
 from server.entries import Entry
 from server.errors import BadParameter, SettingsError
 from server.grid import GridMeasurement
 from server.idle import IdleShift, IdleWork
+from server.intake import Destination
 from server.metrics import Metrics
 from server.operating_table import OperatingTable
 from server.policies import build_policy
+from server.resizing import faster
 from server.scheduler import Scheduler
 from server.settings import Settings
 from server.shadow import ShadowRunner
+from server.stats import BatchStats, notify
 from server.stored_profile import StoredProfile
+from server.succession import room_after
 
 IDLE_SHARE_OF_SLO = 0.25
 """A request may come in the middle of a step of idle work: so long it may wait for it."""
+RECENT_IMAGES = 32
+"""So many served images are kept, to try another model with."""
 DELAY_SHARE_OF_SLO = 0.1
 """An idle engine waits no longer than this for a fuller batch, whatever the setting."""
 
@@ -38,12 +49,21 @@ class Core:
     """The parts of a warm server.
 
     Attributes:
+        engine: the model.
+        destination: where requests for it go.
+        recent: images that were served last, as the model got them.
+        over: set when the model is served no more and its last batch has ended.
         live: corrects the expected accuracy; None unless asked for.
         grid: measures what is not measured yet; None unless asked for.
     """
 
+    engine: Engine
     batcher: Batcher
     controller: Controller
+    scheduler: Scheduler[Entry]
+    destination: Destination
+    recent: deque[Any]
+    over: asyncio.Event
     live: LiveAccuracy | None
     grid: GridMeasurement | None
 
@@ -67,8 +87,23 @@ def build_core(
     warm_up: WarmUp,
     metrics: Metrics,
     clock: Clock,
+    *,
+    on_batch: Sequence[Callable[[BatchStats], None]] = (),
+    on_lost: Callable[[], None] = lambda: None,
+    before: Core | None = None,
 ) -> Core:
     """Wire the parts around a warm engine.
+
+    Args:
+        engine: the model.
+        settings: limits, policy, bounds.
+        stored: what was measured of it earlier.
+        warm_up: what was measured of it now.
+        metrics: observes all of it.
+        clock: seconds, the event loop's.
+        on_batch: further observers of each batch; looked at each time.
+        on_lost: called when the device is lost.
+        before: the core whose place it takes; the first batch waits until that one is `over`.
 
     Raises:
         SettingsError: bounds and accuracy floor leave no degree, or the static degree is none.
@@ -81,8 +116,9 @@ def build_core(
     if settings.live_accuracy:
         evaluated = profile.expected_accuracy()
         live = LiveAccuracy(agreement, evaluated, engine.r_source, table.set_accuracy)
+    run = telling(on_lost, engine.run)
     shadow = ShadowRunner(
-        engine.run,
+        run,
         engine.r_source,
         share=settings.live_share,
         random=random.Random(),
@@ -93,7 +129,7 @@ def build_core(
     grid = None
     if settings.idle_profiling:
         grid = GridMeasurement(
-            engine.measure,
+            telling(on_lost, engine.measure),
             table,
             most_telling_first(engine.max_r),
             clock,
@@ -110,20 +146,36 @@ def build_core(
         slo_s=settings.slo_s,
         shed_late=settings.shed_late,
     )
+    recent: deque[Any] = deque(maxlen=RECENT_IMAGES)
+
+    def on_served(payload: Any, output: Any, r: int) -> None:
+        recent.append(payload)
+        shadow.offer(payload, int(np.argmax(output)), r)
+
     batcher = Batcher(
-        engine.run,
+        run,
         scheduler,
         clock,
         max_batch_size=settings.max_batch_size,
         max_queue_delay_s=min(settings.max_queue_delay_s, DELAY_SHARE_OF_SLO * settings.slo_s),
         queue_size=settings.queue_size,
-        room=engine.room,
-        on_batch=[controller.observe_batch, metrics.observe_batch],
+        room=engine.room if before is None else room_after(before.over, engine.room),
+        on_batch=[
+            controller.observe_batch,
+            metrics.observe_batch,
+            lambda stats: notify(on_batch, stats),
+        ],
         on_request=[metrics.observe_image],
-        on_served=lambda payload, output, r: shadow.offer(payload, int(np.argmax(output)), r),
+        on_served=on_served,
         idle_work=IdleShift(works),
     )
-    return Core(batcher, controller, live, grid)
+    loaded, over = engine.loaded, asyncio.Event()
+    destination = Destination(
+        loaded.name, loaded.labels, batcher, faster(loaded.transform), max(loaded.input_size[1:])
+    )
+    return Core(
+        *(engine, batcher, controller, scheduler, destination, recent, over), live=live, grid=grid
+    )
 
 
 def _controller(

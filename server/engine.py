@@ -25,6 +25,7 @@ from server.degrees import (
 )
 from server.devices import choose_places
 from server.errors import SettingsError
+from server.model_parts import load_parts
 from server.replica import Replica
 from server.room import SomeRoom
 from server.settings import Settings
@@ -32,7 +33,7 @@ from server.stats import BatchOutcome
 from tocom_core.bank import Bank
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.latency_profile import LatencyProfile, Measurement
-from tocom_core.models import LoadedModel, find_bank, load_model
+from tocom_core.models import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +217,13 @@ class Engine:
         for replica in self._replicas:
             replica.close()
 
+    def release(self) -> None:
+        """Forget the model once it is closed and idle, however long this object is still held."""
+        for replica in self._replicas:
+            replica.release()
+        for heavy in ("loaded", "bank", "model", "_replicas", "_samples"):
+            self.__dict__.pop(heavy, None)
+
     def _warm_up(self, replica: Replica, measured: bool) -> tuple[Measurement, ...]:
         one = self._random_images(1)
         self._check_classes(replica.classify(one, self.r_source))
@@ -256,14 +264,7 @@ def load_engine(settings: Settings) -> Engine:
         TocomError: the model or the bank cannot be loaded or do not fit each other.
         SettingsError: the settings do not fit this machine or model.
     """
-    loaded = load_model(
-        settings.model,
-        architecture=settings.architecture,
-        labels=settings.labels,
-        r_source=settings.r_source,
-    )
-    path = find_bank(settings.model, settings.bank, loaded)
-    bank = None if path is None else Bank.load(path)
+    loaded, bank, path = load_parts(settings)
     return Engine(loaded, bank, settings, bank_path=path)
 
 

@@ -33,6 +33,7 @@ class Submission:
         max_r: the highest degree that the request accepts; None accepts any.
         priority: 0 high, 1 normal, 2 low.
         decode_s: how long decoding took; only reported.
+        on_end: told how this image fared.
     """
 
     payload: Any
@@ -41,6 +42,7 @@ class Submission:
     max_r: int | None = None
     priority: int = 1
     decode_s: float = 0.0
+    on_end: Callable[[RequestStats], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,9 @@ class Entry(PendingRequest):
     future: asyncio.Future[ItemResult]
     first_byte_at: float
     decode_s: float
+    on_end: Callable[[RequestStats], None] | None = None
+    batch_id: int | None = None
+    batch_size: int = 0
     timer: asyncio.TimerHandle | None = None
     started_at: float | None = None
 
@@ -122,6 +127,7 @@ class OpenEntries:
             companions=companions,
             first_byte_at=received_at if submission.received_at is None else submission.received_at,
             decode_s=submission.decode_s,
+            on_end=submission.on_end,
         )
         self._open[entry.id] = entry
         entry.future.add_done_callback(lambda _: self.drop_if_cancelled(entry))
@@ -166,15 +172,18 @@ class OpenEntries:
         )
         self._end_with(entry, Overloaded(detail, retry_after_s=retry_after_s), "shed")
 
-    def close(self, entry: Entry) -> None:
-        """Answer that the server stops."""
+    def close(self, entry: Entry, reason: ServeError | None = None) -> None:
+        """Answer that the server stops, and why if there is a reason of its own."""
+        if reason is not None:
+            self._end_with(entry, reason, "failed")
+            return
         detail = "The server stopped before this image's turn; send it to another one."
         self._end_with(entry, Draining(detail), "draining")
 
-    def close_all(self) -> None:
+    def close_all(self, reason: ServeError | None = None) -> None:
         """Answer whatever is open that the server stops."""
         for entry in list(self._open.values()):
-            self.close(entry)
+            self.close(entry, reason)
 
     def _time_out(self, entry: Entry) -> None:
         self._on_timeout()
@@ -210,7 +219,12 @@ class OpenEntries:
             self._queue_s(entry),
             compute_s,
             total_s,
+            entry.arrived_at,
+            entry.batch_id,
+            entry.batch_size,
         )
+        if entry.on_end is not None:
+            entry.on_end(stats)
         notify(self._on_request, stats)
         return not gone
 

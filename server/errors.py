@@ -16,7 +16,10 @@
     │   └── Overloaded     429  /problems/overloaded          Retry-After
     ├── RateLimited        429  /problems/rate-limited        Retry-After
     ├── HeadersTooLarge    431  /problems/headers-too-large
+    ├── ReloadInProgress   409  /problems/reload-in-progress  Retry-After
+    ├── ReloadFailed       422  /problems/reload-failed
     ├── ForwardFailed      500  /problems/forward-failed
+    │   └── DeviceLost     503  /problems/device-lost         Connection: close
     ├── NotReady           503  /problems/not-ready           Retry-After
     ├── Draining           503  /problems/draining            Connection: close
     ├── TooManyConnections 503  /problems/too-many-connections
@@ -121,6 +124,47 @@ class ForwardFailed(ServeError):
     status = 500
     type = "/problems/forward-failed"
     title = "Inference failed"
+
+
+class DeviceLost(ForwardFailed):
+    """The device cannot be used any more; the server ends and is started anew."""
+
+    status = 503
+    type = "/problems/device-lost"
+    title = "Device lost"
+
+    def __init__(
+        self,
+        detail: str = "The server lost its device and restarts; send the request to another one.",
+    ) -> None:
+        super().__init__(detail, headers={"Connection": "close"})
+
+
+class ReloadInProgress(ServeError):
+    """Another model is being loaded already."""
+
+    status = 409
+    type = "/problems/reload-in-progress"
+    title = "Reload in progress"
+
+    def __init__(
+        self,
+        detail: str = "Another reload is under way; try again when GET /model shows its end.",
+    ) -> None:
+        super().__init__(detail, headers={"Retry-After": "5"})
+
+
+class ReloadFailed(ServeError):
+    """The new model was not taken; the one before is served as if nothing had been asked."""
+
+    status = 422
+    type = "/problems/reload-failed"
+    title = "Reload failed"
+
+    def __init__(self, detail: str, *, agreement: float | None = None) -> None:
+        """Say why; `agreement` is what was too little, if that is why."""
+        super().__init__(detail)
+        self.agreement = agreement
 
 
 class NotReady(ServeError):

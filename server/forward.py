@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from server.backends import Backend
-from server.errors import ForwardFailed
+from server.errors import DeviceLost, ForwardFailed
 from server.lanes import Lanes
 
 logger = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY = "DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED"
+_DEVICE_ERRORS = "CUDA error", "HIP error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED"
 
 Normalize = Callable[[Tensor, torch.dtype], Tensor]
 Probabilities = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -131,6 +134,11 @@ def checked(row: Probabilities) -> Probabilities | ForwardFailed:
     return ForwardFailed("The model gave no finite scores for this image; try another dtype")
 
 
+def failure_of(error: Exception) -> ForwardFailed:
+    """Return what becomes of a batch that raised this."""
+    return DeviceLost() if is_device_lost(error) else ForwardFailed(failure_detail(error))
+
+
 def failure_detail(error: Exception) -> str:
     """Return what a client may know of a failed batch; the log has the rest."""
     if is_out_of_memory(error):
@@ -140,6 +148,19 @@ def failure_detail(error: Exception) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether fewer images might have done."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
-        error
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Whether the device will fail from now on.
+
+    An error of its driver comes asynchronously and sticks to the process's context: what it says
+    is not worth telling apart, except that memory alone was short.
+    """
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return any(sign in str(error) for sign in _DEVICE_ERRORS)

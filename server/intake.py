@@ -1,16 +1,17 @@
 """The way of a request, in one direction: admission, body, decode, queue, result.
 
-No web framework and no model here: ``routes`` hands over what arrives, the batcher takes the
-decoded images, and whatever ends a request early (deadline, client gone, shutdown) ends it by
-``Interruption``, wherever it is.
+Which model a request goes to is asked once, when its body is there: it is decoded for that model
+and waits in its queue, whatever is served afterwards.  No web framework and no model here:
+``routes`` hands over what arrives, the batcher takes the decoded images, and whatever ends a
+request early (deadline, client gone, shutdown) ends it by ``Interruption``, wherever it is.
 """
 
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TypeVar
 
 from PIL import Image
@@ -21,6 +22,7 @@ from server.decoders import Decoders
 from server.errors import DeadlineExpired, Draining, ServeError
 from server.images import ImageLimits, decode, guard_pillow
 from server.interruption import Interruption, Receive, body_chunks
+from server.request_record import RequestRecord
 from server.settings import Settings
 from server.stats import RequestStats
 from server.uploads import BodyMemory, Upload, UploadLimits, check_headers, read_uploads
@@ -45,6 +47,26 @@ class Incoming:
     content_length: str | None
     receive: Receive
     arrived_at: float
+    record: RequestRecord
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A model that is served: where images wait for it, and what they are made into.
+
+    Attributes:
+        name: of the model.
+        labels: of its classes.
+        batcher: takes the images.
+        transform: from an RGB image to its input.
+        input_side: its larger input side in pixels.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    batcher: Batcher
+    transform: Callable[[Image.Image], object]
+    input_side: int
 
 
 @dataclass(frozen=True)
@@ -91,8 +113,6 @@ class Intake:
 
     Args:
         settings: limits, decode workers, default deadline.
-        transform: from an RGB image to the model's input.
-        input_side: the model's larger input side in pixels.
         clock: seconds, the same as the event loop's.
         on_image: told of images that never reach the batcher.
     """
@@ -100,12 +120,9 @@ class Intake:
     def __init__(
         self,
         settings: Settings,
-        transform: Callable[[Image.Image], object],
-        input_side: int,
         clock: Clock,
         on_image: Callable[[RequestStats], None],
     ) -> None:
-        self._transform = transform
         self._clock = clock
         self._on_image = on_image
         self._default_deadline_s = settings.default_deadline_s
@@ -114,19 +131,26 @@ class Intake:
             max_file_bytes=settings.max_image_bytes,
             max_files=min(settings.max_files, settings.queue_size),
         )
-        self._image_limits = ImageLimits(
-            max_bytes=settings.max_image_bytes,
-            max_pixels=settings.max_image_pixels,
-            draft_side=DRAFT_FACTOR * input_side,
-        )
-        guard_pillow(self._image_limits)
+        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        self._limits_for = cache(lambda draft_side: replace(limits, draft_side=draft_side))
+        guard_pillow(limits)
         self._memory = BodyMemory(BODIES_IN_MEMORY * settings.max_body_bytes)
         self._decoders = Decoders(settings.decode_workers or os.cpu_count() or 1)
         self._reading: set[Interruption] = set()
         self._all_read = asyncio.Event()
 
-    async def classify(self, batcher: Batcher, incoming: Incoming, wishes: Wishes) -> list[Answer]:
+    async def classify(
+        self, destination: Callable[[], Destination], incoming: Incoming, wishes: Wishes
+    ) -> tuple[Destination, list[Answer]]:
         """Take one request from its first byte to one answer per file, in their order.
+
+        Args:
+            destination: says which model it goes to; asked once, when its body is there.
+            incoming: the request.
+            wishes: what it asks for.
+
+        Returns:
+            where it went, and the answers.
 
         Raises:
             ServeError: the request as a whole was refused.
@@ -139,9 +163,11 @@ class Intake:
         async with request.scope:
             with self._memory.hold() as take:
                 uploads = await self._read(request, take)
+                incoming.record.bytes_in = sum([len(upload.data) for upload in uploads])
                 request.scope.watch(incoming.receive)
-                pending = await self._admit(request, uploads, batcher)
-            return await _collect(uploads, pending)
+                chosen = destination()
+                pending = await self._admit(request, uploads, chosen)
+            return chosen, await _collect(uploads, pending)
 
     async def settle(self, grace_s: float) -> None:
         """Give bodies that are arriving a moment to be admitted, then refuse them."""
@@ -175,33 +201,37 @@ class Intake:
                 self._all_read.set()
 
     async def _admit(
-        self, request: _Request, uploads: Sequence[Upload], batcher: Batcher
+        self, request: _Request, uploads: Sequence[Upload], destination: Destination
     ) -> list[Pending]:
         """Places in the queue for all files or none, then decode, then queue the good ones."""
         wishes = request.wishes
         terms = Terms(request.deadline, wishes.max_r, wishes.priority)
-        with batcher.reserve(len(uploads), terms) as places:
-            decoded = await self._decode_all(request, uploads)
+        with destination.batcher.reserve(len(uploads), terms) as places:
+            decoded = await self._decode_all(request, uploads, destination)
             return [self._submit(request, item, places) for item in decoded]
 
-    async def _decode_all(self, request: _Request, uploads: Sequence[Upload]) -> list[_Decoded]:
+    async def _decode_all(
+        self, request: _Request, uploads: Sequence[Upload], destination: Destination
+    ) -> list[_Decoded]:
         """Decode in the pool; the deadline ends it here, and from then on in the queue."""
         if request.deadline is not None:
             self._expire_at(request.deadline, "the image was being decoded", request.scope)
         started = self._clock()
-        jobs = [self._decoders.run(partial(self._decode, u, started)) for u in uploads]
+        decode_one = partial(self._decode, destination, started)
+        jobs = [self._decoders.run(partial(decode_one, upload)) for upload in uploads]
         try:
             return await _all(jobs)
         finally:
             request.scope.clear_timer()
 
-    def _decode(self, upload: Upload, started: float) -> _Decoded:
+    def _decode(self, destination: Destination, started: float, upload: Upload) -> _Decoded:
         """Decode one file, on a thread of the pool; a bad image is a result like any other."""
         image, problem = None, upload.problem
         data, upload.data = upload.data, bytearray()
         if problem is None:
+            limits = self._limits_for(DRAFT_FACTOR * destination.input_side)
             try:
-                image = decode(data, self._image_limits, self._transform, upload.content_type)
+                image = decode(data, limits, destination.transform, upload.content_type)
             except ServeError as error:
                 problem = error
         return _Decoded(upload, image, problem, self._clock() - started)
@@ -211,7 +241,9 @@ class Intake:
         arrived_at = request.incoming.arrived_at
         if item.problem is not None:
             total_s = self._clock() - arrived_at
-            self._on_image(RequestStats("bad_image", None, item.seconds, 0.0, 0.0, total_s))
+            stats = RequestStats("bad_image", None, item.seconds, 0.0, 0.0, total_s)
+            request.incoming.record.images.append(stats)
+            self._on_image(stats)
             return item.problem
         submission = Submission(
             payload=item.image,
@@ -220,6 +252,7 @@ class Intake:
             max_r=request.wishes.max_r,
             priority=request.wishes.priority,
             decode_s=item.seconds,
+            on_end=request.incoming.record.images.append,
         )
         return places.submit(submission)
 

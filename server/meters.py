@@ -100,6 +100,11 @@ class LoadMeter:
         self._switch_s = 0.0
         self._last_r: list[int | None] = [None] * devices
 
+    def take_over(self, before: "LoadMeter") -> None:
+        """Go on with the arrivals that another one has seen; batches were another model's."""
+        self._fast_rate = before._fast_rate
+        self._steady_rate = before._steady_rate
+
     def arrived(self, now: float, images: int) -> None:
         """Note offered images, admitted or not."""
         self._fast_rate.add(images, now)

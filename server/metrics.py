@@ -26,6 +26,7 @@ from server.agreement import Comparison
 from server.control_figures import control_figures
 from server.control_status import ControllerStatus
 from server.machine_figures import GpuUse, machine_figures
+from server.request_record import RequestOutcome
 from server.stats import (
     BatchStats,
     Figure,
@@ -35,20 +36,8 @@ from server.stats import (
     SwitchStats,
 )
 
-RequestOutcome = Literal[
-    "ok",
-    "bad_image",
-    "bad_parameter",
-    "denied",
-    "limited",
-    "shed",
-    "expired",
-    "abandoned",
-    "failed",
-    "not_ready",
-    "draining",
-]
-"""How an HTTP request ended; `Outcome` says the same of a single image."""
+ReloadOutcome = Literal["done", "failed", "disagreed"]
+"""How a reload ended: `disagreed` with the model before, which is still served."""
 
 _LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25),
@@ -178,6 +167,12 @@ class Metrics:
             "missing still.",
             "state",
         )
+        self._reloads = self._counter(
+            "tocom_reloads",
+            "Reloads of the model by how they ended; all but done left the old one in place.",
+            "outcome",
+            get_args(ReloadOutcome),
+        )
         self._compared = Counter(
             "tocom_compared_images",
             "Served images that were run again at r_source, by their degree and whether the most "
@@ -189,6 +184,7 @@ class Metrics:
         self._gpus: Callable[[], Mapping[int, GpuUse]] = dict
         self.registry.register(_FigureCollector(lambda: control_figures(self._control())))
         self.registry.register(_FigureCollector(lambda: machine_figures(self._gpus())))
+        self._infos: dict[str, Info] = {}
 
     def watch(
         self,
@@ -236,7 +232,7 @@ class Metrics:
         self._gpus = use
 
     def describe(self, version: str, model: Mapping[str, str], bank: Mapping[str, str]) -> None:
-        """Publish what is being served; ``bank`` is empty without one."""
+        """Publish what is being served, again after a change; ``bank`` is empty without one."""
         self._info("tocom_build", "Version of the server.", {"version": version})
         self._info("tocom_model", "The model that is served.", model)
         self._info("tocom_bank", "The token compensator; no labels if none is loaded.", bank)
@@ -272,6 +268,10 @@ class Metrics:
         self._switches.labels(stats.reason).inc()
         self._switch_seconds.observe(stats.merge_s)
 
+    def observe_reload(self, outcome: ReloadOutcome) -> None:
+        """Count one reload."""
+        self._reloads.labels(outcome).inc()
+
     def observe_comparison(self, comparison: Comparison) -> None:
         """Count one served image that was run again at `r_source`."""
         self._compared.labels(str(comparison.r), str(comparison.agrees).lower()).inc()
@@ -295,7 +295,9 @@ class Metrics:
         return Gauge(name, text, labels, registry=self.registry)
 
     def _info(self, name: str, text: str, labels: Mapping[str, str]) -> None:
-        Info(name, text, registry=self.registry).info(dict(labels))
+        if name not in self._infos:
+            self._infos[name] = Info(name, text, registry=self.registry)
+        self._infos[name].info(dict(labels))
 
 
 def _is_on(name: str, mode: Callable[[], str]) -> float:

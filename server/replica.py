@@ -22,8 +22,7 @@ from server.backends import choose_backend
 from server.clock import Clock
 from server.device_forward import forward_for, threads_in_flight
 from server.devices import Place
-from server.errors import ForwardFailed
-from server.forward import checked, failure_detail
+from server.forward import checked, failure_of
 from server.gate import DegreeGate
 from server.lanes import Lanes, choose_lanes, use_threads
 from server.room import Room
@@ -137,7 +136,7 @@ class Replica:
                 r,
                 self._failures,
             )
-            raise ForwardFailed(failure_detail(error)) from error
+            raise failure_of(error) from error
         self._failures = 0
         return outcome
 
@@ -184,6 +183,11 @@ class Replica:
         """End all threads; a batch that is running is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._forward.close()
+
+    def release(self) -> None:
+        """Forget the model once all is idle; what refers to each other here would keep it."""
+        for heavy in ("model", "_merger", "_gate", "_forward"):
+            self.__dict__.pop(heavy, None)
 
     def _switch(self, r: int) -> None:
         """Make the live weights those of a degree; without a bank all have the same."""

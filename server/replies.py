@@ -12,6 +12,7 @@ from server.engine import Engine
 from server.errors import ServeError
 from server.intake import Answer
 from server.problems import problem_of
+from server.reload_schemas import ReloadStatus
 from server.schemas import (
     BankInfo,
     CompressionStatus,
@@ -62,7 +63,7 @@ def _best(result: ItemResult, labels: tuple[str, ...], top_k: int) -> list[dict[
     ]
 
 
-def model_info(engine: Engine) -> ModelInfo:
+def model_info(engine: Engine, reload: ReloadStatus | None = None) -> ModelInfo:
     """The answer of ``GET /model``."""
     loaded, bank = engine.loaded, engine.bank
     return ModelInfo(
@@ -80,6 +81,7 @@ def model_info(engine: Engine) -> ModelInfo:
         device=engine.device_names,
         dtype=engine.precision,
         backend=engine.backend,
+        reload=reload,
     )
 
 

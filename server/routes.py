@@ -2,22 +2,26 @@
 
 from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from server import classification
 from server.errors import (
     BadParameter,
     DeadlineExpired,
+    DeviceLost,
     Draining,
     ForwardFailed,
     ImageTooLarge,
     NotAnImage,
     NotReady,
     QueueFull,
+    ReloadFailed,
+    ReloadInProgress,
     UnsupportedMedia,
 )
 from server.problems import documented
+from server.reload_schemas import ReloadRequest, ReloadStatus
 from server.replies import compression_status, model_info
 from server.schemas import (
     ClassifyQuery,
@@ -66,7 +70,7 @@ _CLASSIFY_BODY: dict[str, Any] = {
     openapi_extra=_CLASSIFY_BODY,
     responses=documented(
         *(NotAnImage, ImageTooLarge, UnsupportedMedia, BadParameter, QueueFull),
-        *(ForwardFailed, NotReady, Draining, DeadlineExpired),
+        *(ForwardFailed, NotReady, Draining, DeviceLost, DeadlineExpired),
     ),
     response_model=ClassifyResponse,
 )
@@ -76,9 +80,7 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
     A file that cannot be read carries a `problem` in its result; if none of them succeeded, the
     answer is the first file's problem.
     """
-    incoming = classification.incoming_request(
-        request.scope, request.receive, request.state.arrived_at
-    )
+    incoming = classification.incoming_request(request.scope, request.receive)
     return await classification.classify(
         _service(request), incoming, query, request.state.request_id
     )
@@ -87,7 +89,37 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
 @router.get("/model", tags=["model"], summary="What is served")
 async def model(request: Request) -> ModelInfo:
     """Name, labels, input, transform and digests of the model and its bank."""
-    return model_info(_service(request).engine)
+    service = _service(request)
+    return model_info(service.engine, service.reloads.status)
+
+
+@router.post(
+    "/models/reload",
+    tags=["model"],
+    summary="Change the model or its bank while it runs",
+    status_code=202,
+    responses={
+        200: {"model": ReloadStatus, "description": "With wait_s: the new model is served."},
+        **documented(BadParameter, ReloadInProgress, ReloadFailed, NotReady, Draining, DeviceLost),
+    },
+)
+async def reload(
+    request: Request, response: Response, body: Annotated[ReloadRequest | None, Body()] = None
+) -> ReloadStatus:
+    """Loads and warms the new one beside the old one, tries it, and swaps between two batches.
+
+    Nothing that is in flight is lost, and whatever fails leaves the old one as it was. Without a
+    body the present files are read again. 202: it has begun, and `GET /model` shows how it goes.
+    """
+    service = _service(request)
+    service.check_open()
+    wanted = body or ReloadRequest()
+    status = service.reloads.start(wanted)
+    if wanted.wait_s:
+        status = await service.reloads.wait(wanted.wait_s)
+    if status.state == "done":
+        response.status_code = 200
+    return status
 
 
 @router.get(
@@ -140,7 +172,7 @@ async def healthz() -> Health:
     "/readyz",
     tags=["health"],
     summary="Should requests come here?",
-    responses=documented(NotReady, Draining),
+    responses=documented(NotReady, Draining, DeviceLost),
 )
 async def readyz(request: Request) -> Health:
     """503 until the model is warm, while it fails, and once the server is shutting down."""

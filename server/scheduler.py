@@ -104,6 +104,10 @@ class Scheduler(Generic[RequestT]):
         """Places that are held or in which somebody waits."""
         return self.held + len(self._queue)
 
+    def take_over(self, before: "Scheduler[RequestT]") -> None:
+        """Go on with the load that the scheduler of another model has seen."""
+        self._meter.take_over(before._meter)
+
     # The way of a request: arrival, refusal or held places, admission, withdrawal.
 
     def note_arrival(self, now: float, places: int) -> None:

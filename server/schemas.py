@@ -16,7 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-Degree = Annotated[int, Field(ge=0)]
+from server.reload_schemas import Degree, ReloadStatus
+
 PriorityName = Literal["high", "normal", "low"]
 
 
@@ -178,6 +179,9 @@ class ModelInfo(BaseModel):
     device: str
     dtype: str
     backend: str = Field(description="What computes a batch: eager (PyTorch) or onnx.")
+    reload: ReloadStatus | None = Field(
+        None, description="The last POST /models/reload; null: there was none."
+    )
 
 
 class LiveAgreement(BaseModel):

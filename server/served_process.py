@@ -44,7 +44,8 @@ def serve(flags: Sequence[str]) -> Iterator[ServedProcess]:
     Raises:
         MeasurementError: it ended, or was not ready in time; the message holds its log's end.
     """
-    command = [sys.executable, "-m", "server.cli", "serve", "--host=127.0.0.1", "--port=0", *flags]
+    command = [sys.executable, "-m", "server.cli", "serve", "--host=127.0.0.1", "--port=0"]
+    command += ["--log-format=console", "--log-share=0", *flags]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with log.open("w") as stream:

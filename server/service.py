@@ -2,17 +2,21 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from server.clock import Clock, monotonic
 from server.core import Core, build_core
 from server.engine import Engine, WarmUp
-from server.errors import Draining, NotReady, SettingsError
+from server.errors import DeviceLost, Draining, NotReady, SettingsError
 from server.gpu_reading import gpu_reader
-from server.intake import Answer, Incoming, Intake, Wishes
+from server.intake import Answer, Destination, Incoming, Intake, Wishes
 from server.metrics import Metrics
-from server.resizing import faster
+from server.reload import Candidate, Reloads
+from server.reload_schemas import ReloadStage
+from server.request_record import Finished
 from server.settings import Settings
-from server.stored_profile import open_profile
+from server.stats import BatchStats
+from server.stored_profile import StoredProfile, open_profile
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +40,13 @@ class Service:
         SettingsError: the settings do not fit the model.
 
     Attributes:
+        engine: the model that is served.
         draining: no new requests are taken.
         in_flight: classification requests being handled.
+        reloads: changes the model.
+        lost: set when the device cannot be used any more.
+        on_finished: observers of each HTTP request.
+        on_batch: observers of each batch, beside the metrics.
     """
 
     def __init__(
@@ -48,19 +57,27 @@ class Service:
         self.draining = False
         self.in_flight = 0
         self.metrics = Metrics(settings.slo_s)
+        self.lost = asyncio.Event()
+        self.on_finished: list[Finished] = []
+        self.on_batch: list[Callable[[BatchStats], None]] = []
+        self._version = version
         self._clock = clock
         self._core: Core | None = None
         self._look: asyncio.Task[None] | None = None
-        self._intake = Intake(
+        self._ending: asyncio.Task[None] | None = None
+        self._intake = Intake(settings, clock, self.metrics.observe_image)
+        self.reloads = Reloads(
             settings,
-            faster(engine.loaded.transform),
-            max(engine.loaded.input_size[1:]),
             clock,
-            self.metrics.observe_image,
+            present=lambda: self.core,
+            wire=self._wire_beside,
+            swap=self._swap,
+            on_end=self.metrics.observe_reload,
         )
-        self._check_static_r()
+        _check_static_r(engine, settings)
         self._stored = open_profile(settings, engine)
-        self._describe(version)
+        self._describe()
+        self._watch()
 
     @property
     def core(self) -> Core:
@@ -75,8 +92,7 @@ class Service:
 
     def check_ready(self) -> None:
         """Raise the reason why requests should go elsewhere, if there is one."""
-        if self.draining:
-            raise Draining
+        self.check_open()
         if not self.core.batcher.alive:
             raise NotReady("Inference has stopped on this server; it must be restarted.")
         if not self.engine.healthy:
@@ -90,27 +106,28 @@ class Service:
             ForwardFailed: the model does not run.
         """
         warm_up = await self.engine.warm_up(measured=bool(self._stored.measurements))
-        core = build_core(
-            self.engine, self.settings, self._stored, warm_up, self.metrics, self._clock
-        )
+        core = self._build_core(self.engine, self.settings, self._stored, warm_up)
         core.batcher.start()
-        self._look = asyncio.create_task(self._look_at_load(core))
+        self._look = asyncio.create_task(self._look_at_load())
         self._core = core
         return warm_up
 
-    async def classify(self, incoming: Incoming, wishes: Wishes) -> list[Answer]:
-        """One request, from its first byte to one answer per file.
+    async def classify(
+        self, incoming: Incoming, wishes: Wishes
+    ) -> tuple[Destination, list[Answer]]:
+        """One request, from its first byte to one answer per file, and the model that gave them.
 
         Raises:
             ServeError: the request as a whole was refused.
             ClientGone: nobody is waiting for the answer any more.
         """
-        if self.draining:
-            raise Draining
-        batcher = self.core.batcher
+        self.check_open()
+        core = self.core  # so that nobody sends a body to a server that is not ready
         self.in_flight += 1
         try:
-            return await self._intake.classify(batcher, incoming, wishes)
+            return await self._intake.classify(
+                lambda: (self._core or core).destination, incoming, wishes
+            )
         finally:
             self.in_flight -= 1
 
@@ -127,29 +144,89 @@ class Service:
         await self._intake.settle(min(DRAIN_GRACE_S, self.settings.drain_timeout_s / 2))
         if self._core is None:
             return True
-        return await self._core.batcher.drain(max(0.0, deadline - self._clock()))
+        left_s = max(0.0, deadline - self._clock())
+        before = asyncio.create_task(self.reloads.drain(left_s))
+        finished = await self._core.batcher.drain(left_s)
+        return await before and finished
 
     async def stop(self) -> None:
         """End all tasks and threads; admitted work should have been drained before."""
         self.draining = True
-        if self._look is not None:
-            self._look.cancel()
+        for task in (self._look, self._ending):
+            if task is not None:
+                task.cancel()
+        await self.reloads.stop()
         if self._core is not None:
             await self._core.batcher.close()
         self._intake.close()
         self.engine.close()
 
-    async def _look_at_load(self, core: Core) -> None:
+    def device_lost(self) -> None:
+        """Take no more requests, and answer those that are here: nothing can be computed."""
+        if self.lost.is_set():
+            return
+        logger.critical("the device is lost; this process has to be started anew")
+        self.lost.set()
+        self._ending = asyncio.get_running_loop().create_task(self._give_up())
+
+    async def _give_up(self) -> None:
+        await self.core.batcher.close(DeviceLost())
+        await self._intake.settle(0)
+
+    def check_open(self) -> None:
+        """Raise the reason why no more requests are taken, if there is one."""
+        if self.draining:
+            raise Draining
+        if self.lost.is_set():
+            raise DeviceLost
+
+    def _build_core(
+        self,
+        engine: Engine,
+        settings: Settings,
+        stored: StoredProfile,
+        warm_up: WarmUp,
+        before: Core | None = None,
+    ) -> Core:
+        return build_core(
+            *(engine, settings, stored, warm_up, self.metrics, self._clock),
+            on_batch=self.on_batch,
+            on_lost=self.device_lost,
+            before=before,
+        )
+
+    async def _wire_beside(
+        self,
+        engine: Engine,
+        settings: Settings,
+        before: Core,
+        on_stage: Callable[[ReloadStage], None],
+    ) -> Core:
+        """Warm another model up and wire what it needs, while the present one serves."""
+        _check_static_r(engine, settings)
+        stored = open_profile(settings, engine)
+        on_stage("warming_up")
+        warm_up = await engine.warm_up(measured=bool(stored.measurements))
+        return self._build_core(engine, settings, stored, warm_up, before)
+
+    def _swap(self, candidate: Candidate) -> None:
+        """Serve another model from now on."""
+        self.check_open()
+        candidate.core.batcher.start()
+        self.engine, self._core = candidate.engine, candidate.core
+        self._describe()
+
+    async def _look_at_load(self) -> None:
         """Let the degree come back down when there are no batches that would ask for it."""
         while True:
             await asyncio.sleep(LOOK_AT_LOAD_EVERY_S)
             try:
-                core.look()
+                self.core.look()
             except Exception:  # the next look may go well, and there must be one
                 logger.exception("looking at the load failed")
 
-    def _describe(self, version: str) -> None:
-        """Tell the metrics what is served and where to look."""
+    def _describe(self) -> None:
+        """Tell the metrics what is served."""
         engine, bank = self.engine, self.engine.bank
         model = {
             "name": engine.loaded.name,
@@ -164,11 +241,14 @@ class Service:
         if bank is not None:
             labels = {name: str(getattr(bank, name)) for name in _BANK_LABELS}
             labels["scaling"] = str(engine.scaling)
-        self.metrics.describe(version, model, labels)
+        self.metrics.describe(self._version, model, labels)
+
+    def _watch(self) -> None:
+        """Tell the metrics where to look."""
         self.metrics.watch(
             queue_depth=lambda: self._core.batcher.load().queue_length if self._core else 0,
             in_flight=lambda: self.in_flight,
-            r=lambda: self._core.controller.status().r if self._core else engine.r_source,
+            r=lambda: self._core.controller.status().r if self._core else self.engine.r_source,
             mode=lambda: self._core.controller.status().mode if self._core else "auto",
             ready=self._is_ready,
         )
@@ -176,21 +256,22 @@ class Service:
             admitted=lambda: self._core.batcher.load().admitted if self._core else 0,
             capacity=self.settings.queue_size,
         )
-        self.metrics.watch_gpus(gpu_reader(engine.devices))
+        self.metrics.watch_gpus(gpu_reader(self.engine.devices))
         self.metrics.watch_control(
             state=lambda: self._core.controller.status() if self._core else None,
             arrival_rate=lambda: self._core.batcher.load().steady_rate if self._core else 0.0,
             profile_cells=lambda: self._core.profile_cells() if self._core else (0, 0),
         )
 
-    def _check_static_r(self) -> None:
-        r = self.settings.static_r
-        if r is not None and r > self.engine.max_r:
-            raise SettingsError(f"static_r={r}: the model has degrees 0 to {self.engine.max_r}")
-
     def _is_ready(self) -> bool:
         try:
             self.check_ready()
-        except (Draining, NotReady):
+        except (DeviceLost, Draining, NotReady):
             return False
         return True
+
+
+def _check_static_r(engine: Engine, settings: Settings) -> None:
+    r = settings.static_r
+    if r is not None and r > engine.max_r:
+        raise SettingsError(f"static_r={r}: the model has degrees 0 to {engine.max_r}")

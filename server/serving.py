@@ -8,25 +8,31 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from server import logs
 from server.clock import monotonic
 from server.connections import Connections, allow_open_files
+from server.device_loss import EXIT_CODE, end_within
+from server.errors import ServeError, SettingsError
+from server.reload_schemas import ReloadRequest
+from server.request_log import RequestLog
 from server.security import HEADERS, check_exposure
 from server.settings import Settings
 from server.settings_sources import load_settings
+from tocom_core import __version__
 
 if TYPE_CHECKING:
     from server.service import Service
+    from server.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
-
-_OWN_LOGGERS = ("server", "tocom_core")
 
 KEEP_ALIVE_S = 75
 """Idle connections stay open longer than the clients and proxies before us keep theirs."""
@@ -43,10 +49,12 @@ def main(argv: Sequence[str]) -> int:
         TocomError: the model or bank cannot be loaded.
         OSError: the address cannot be listened on.
     """
-    _log_to_stderr()
+    logs.configure("auto", "info")
     settings = load_settings(argv)
-    _set_level(settings.log_level)
-    # Until the server has its own handlers there is nothing to drain.
+    log_format = logs.configure(settings.log_format, settings.log_level)
+    # Until the server has its own handlers there is nothing to drain, nor to reload.
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listener = bind(settings.host, settings.port)
     check_exposure(settings, listener.getsockname()[0])
@@ -57,14 +65,51 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from server.app import create_app  # takes seconds; wrong settings are told before
 
-    server = DrainingServer(create_app(settings), settings, listener)
-    server.run(sockets=[listener])
+    app = create_app(settings)
+    with _observed(app.state.service, settings, log_format):
+        server = DrainingServer(app, settings, listener)
+        server.run(sockets=[listener])
     logger.info("stopped: exit_code=%d", server.exit_code)
-    if _busy_threads():
+    if server.exit_code == EXIT_CODE or _busy_threads():
         # A forward pass or a decoder that hangs must not keep the process: Python would join it.
+        # And who lost the device may hang in its driver at any call.
         logging.shutdown()
         os._exit(server.exit_code)
     return server.exit_code
+
+
+@contextmanager
+def _observed(service: "Service", settings: Settings, log_format: str) -> Iterator[None]:
+    """Log and trace what the service does, as the settings want it.
+
+    Raises:
+        SettingsError: traces are wanted, and OpenTelemetry is not installed.
+    """
+    level = logging.getLevelName(settings.log_level.upper())
+    log = RequestLog(sys.stderr, log_format, level, settings.log_share)
+    service.on_finished.append(log)
+    telemetry = _telemetry(settings)
+    if telemetry is not None:
+        service.on_finished.append(telemetry.on_request)
+        service.on_batch.append(telemetry.on_batch)
+    try:
+        yield
+    finally:
+        log.flush()
+        if telemetry is not None:
+            telemetry.close()
+
+
+def _telemetry(settings: Settings) -> "Telemetry | None":
+    if settings.traces == "none":
+        return None
+    try:
+        from server.telemetry import Telemetry
+    except ImportError as error:
+        raise SettingsError(
+            f"traces={settings.traces!r}: {error}; pip install 'tocom-serve[otel]', or leave it out"
+        ) from error
+    return Telemetry(__version__)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -113,7 +158,7 @@ class DrainingServer(uvicorn.Server):
                 proxy_headers=False,  # whose request it is, `client_address` finds out
                 headers=list(HEADERS),
                 log_config=None,
-                access_log=settings.log_level == "debug",
+                access_log=False,  # there is a request log
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, int(settings.drain_timeout_s)),
@@ -131,14 +176,16 @@ class DrainingServer(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Run until drained."""
         self._loop = asyncio.get_running_loop()
+        # It is not everywhere, and only the main thread may have it.
+        with suppress(AttributeError, ValueError, RuntimeError):
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the port, then wait for the warm-up in the background."""
         await super().startup(sockets)
-        if self._loop is not None and self._settings.api_keys_file is not None:
-            self._loop.add_signal_handler(signal.SIGHUP, self._app.state.guard.reload_keys)
         self._spawn(self._announce())
+        self._spawn(self._watch_device())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain.  Second: stop at once."""
@@ -161,6 +208,26 @@ class DrainingServer(uvicorn.Server):
                 "drain_timeout_s=%g passed; the rest was given up", self._settings.drain_timeout_s
             )
         self.config.timeout_graceful_shutdown = max(_MIN_CLOSE_S, deadline - monotonic())  # type: ignore[assignment]
+        self.should_exit = True
+
+    def _reload(self) -> None:
+        """SIGHUP: all files anew, the keys and what `POST /models/reload` reads without a body."""
+        if self._settings.api_keys_file is not None:
+            self._app.state.guard.reload_keys()
+        try:
+            self._service.check_open()
+            self._service.reloads.start(ReloadRequest())
+        except ServeError as error:
+            logger.warning("SIGHUP: no reload: %s", error.detail)
+
+    async def _watch_device(self) -> None:
+        """End the process once its device is lost, with what it held answered."""
+        await self._service.lost.wait()
+        self.exit_code = EXIT_CODE
+        end_within()
+        await asyncio.sleep(0)  # who was waiting hears of it first
+        self._stopping = True
+        self.config.timeout_graceful_shutdown = int(_MIN_CLOSE_S)
         self.should_exit = True
 
     async def _announce(self) -> None:
@@ -205,28 +272,8 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _log_to_stderr() -> None:
-    """Log our own start-up; libraries only speak up when something is wrong."""
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        level=logging.WARNING,
-        stream=sys.stderr,
-    )
-    logging.captureWarnings(True)
-    # It complains of each form that a stranger builds badly, and the stranger is told anyway.
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    _set_level("info")
-
-
-def _set_level(level: str) -> None:
-    for name in _OWN_LOGGERS:
-        logging.getLogger(name).setLevel(level.upper())
-    if level == "debug":
-        logging.getLogger("uvicorn").setLevel(logging.INFO)
-
-
 def _busy_threads() -> bool:
     return any(
-        thread.name.startswith(("inference", "decode")) and thread.is_alive()
+        thread.name.startswith(("inference", "decode", "reload")) and thread.is_alive()
         for thread in threading.enumerate()
     )

@@ -61,6 +61,19 @@ class Settings(AccessSettings, BaseSettings):
         "trained, or on.",
     )
 
+    models_dir: Path | None = Field(
+        None,
+        description="Folder of the models, banks and labels that POST /models/reload may name; "
+        "unset: it can only read again what is configured.",
+    )
+    canary_agreement: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="A reload is undone unless the new model gives this share of the canary images "
+        "the same class as the present one, where both have the same classes.",
+    )
+
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -206,6 +219,21 @@ class Settings(AccessSettings, BaseSettings):
     log_level: Literal["debug", "info", "warning", "error", "critical"] = Field(
         "info", description="Least severe messages that are logged."
     )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="Form of the log; auto: text on a terminal, else JSON."
+    )
+    log_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the answered and shed requests that get a line in the log; all "
+        "others do, at their level.",
+    )
+    traces: Literal["none", "otlp"] = Field(
+        "none",
+        description="Where traces go: nowhere, or to an OpenTelemetry collector (pip install "
+        "'tocom-serve[otel]'), set up by the standard OTEL_* variables.",
+    )
 
     @property
     def max_queue_delay_s(self) -> float:
@@ -244,7 +272,9 @@ class Settings(AccessSettings, BaseSettings):
         return (self.device,) if self.devices is None else tuple(self.devices.split(","))
 
     @field_validator(
-        "dtype", "log_level", "policy", "mode", "method", "device", "devices", mode="before"
+        *("dtype", "log_level", "log_format", "policy", "mode", "method", "device", "devices"),
+        "traces",
+        mode="before",
     )
     @classmethod
     def _any_case(cls, value: object) -> object:

@@ -47,6 +47,11 @@ class RequestStats:
     """How one image fared, from its first byte to its answer.
 
     `r` is None where the image never reached the model; then `compute_s` is 0.
+
+    Attributes:
+        queued_at: when it was decoded and joined the queue; None if it never did.
+        batch_id: `BatchStats.id` of the batch that it was part of; None if it was in none.
+        batch_size: images in that batch.
     """
 
     outcome: Outcome
@@ -55,6 +60,9 @@ class RequestStats:
     queue_s: float
     compute_s: float
     total_s: float
+    queued_at: float | None = None
+    batch_id: int | None = None
+    batch_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class BatchStats:
         partial: it ran beside another batch on a part of its device, so that its duration says
             nothing of how long such a batch keeps the whole device busy.
         device: the number of the device that computed it.
+        id: names the batch among all of this process.
     """
 
     r: int
@@ -98,6 +107,7 @@ class BatchStats:
     overlap_s: float = 0.0
     partial: bool = False
     device: int = 0
+    id: int = 0
 
     @property
     def ended_at(self) -> float:

@@ -75,6 +75,11 @@ def start_server(*flags: str) -> Server:
         stderr=subprocess.PIPE,
         text=True,
     )
+    return read_log(process)
+
+
+def read_log(process: "subprocess.Popen[str]") -> Server:
+    """The server of this process; a thread reads what it logs."""
     server = Server(process)
     threading.Thread(target=_read_log, args=(server,), daemon=True).start()
     return server

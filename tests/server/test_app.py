@@ -30,8 +30,8 @@ Story = Callable[["Bench"], Awaitable[None]]
 class HeldEngine(Engine):
     """An engine whose batches wait until they are let go, and fail on demand."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self.go = threading.Event()
         self.go.set()
         self.error: Exception | None = None

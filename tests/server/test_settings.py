@@ -39,6 +39,8 @@ SAMPLES = {
     "bank": "none",
     "r_source": "4",
     "scaling": "0.05",
+    "models_dir": "models",
+    "canary_agreement": "0.8",
     "method": "prune",
     "prop_attn": "false",
     "device": "cuda:1",
@@ -71,6 +73,9 @@ SAMPLES = {
     "decode_workers": "1",
     "drain_timeout_s": "5",
     "log_level": "debug",
+    "log_format": "json",
+    "log_share": "0.25",
+    "traces": "otlp",
 }
 
 
