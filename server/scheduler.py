@@ -181,8 +181,7 @@ class Scheduler(Generic[RequestT]):
     def next_batch(self, now: float) -> Selection[RequestT]:
         """Choose the next batch, and take it and whoever is too late out of the queue.
 
-        It may be asked for while the batch before it still runs in part; times are then reckoned
-        from when that one should be over.
+        If the one before it still runs in part, times are reckoned from when that should be over.
         """
         self._least_batch = 1
         now += self._meter.residual_s(now)
@@ -273,11 +272,9 @@ class Scheduler(Generic[RequestT]):
         if any(in_time(level, reach.below, backlog) for level in reach.quick(len(backlog))):
             return []  # a small batch may be quicker at a lower level
         level = paced(reach.fastest, max(load.arrival_rate, load.steady_rate))
-        items = self._queue.items
-        self._least_batch = level.batch_size
-        return self._queue.take(
-            excess(backlog, level, reach.below, lambda index: items[index].priority, MARGIN)
-        )
+        self._least_batch, items = level.batch_size, self._queue.items
+        gone = excess(backlog, level, reach.below, lambda index: items[index].priority, MARGIN)
+        return self._queue.take(gone)
 
     # The batch.
 

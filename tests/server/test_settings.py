@@ -45,6 +45,8 @@ SAMPLES = {
     "prop_attn": "false",
     "device": "cuda:1",
     "devices": "cuda:1",
+    "switch_cache_mb": "64",
+    "attention": "channels",
     "dtype": "bfloat16",
     "threads": "2",
     "backend": "eager",
