@@ -177,7 +177,7 @@ class ModelInfo(BaseModel):
     bank: BankInfo | None = Field(description="null: plain merging, without compensation.")
     device: str
     dtype: str
-    backend: str = Field(description="What computes a batch: eager (PyTorch) or onnx.")
+    backend: str = Field(description="What computes a batch: eager (PyTorch), compiled or onnx.")
 
 
 class LiveAgreement(BaseModel):
