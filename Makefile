@@ -99,7 +99,7 @@ build: $(STAMP) ## the wheel and the source archive, in dist/
 
 constraints: $(STAMP) ## move every pin to the newest version that fits pyproject.toml
 	{ grep '^#' constraints.txt; \
-	  $(BIN)/uv pip compile pyproject.toml --extra dev --extra peers --upgrade --quiet --no-header --no-annotate; \
+	  $(BIN)/uv pip compile pyproject.toml --extra dev --extra engine-peers --extra peers --upgrade --quiet --no-header --no-annotate; \
 	} > constraints.new && mv constraints.new constraints.txt
 
 clean: ## remove everything made here, the environment too

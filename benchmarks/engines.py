@@ -1,42 +1,44 @@
 """The engine beside its peers on a CPU: timm, torch.compile, ONNX Runtime, OpenVINO.
 
     TOCOM_DATA=… OMP_WAIT_POLICY=passive python benchmarks/engines.py --threads 2
-    … --model default --batch-sizes 1 8 --degrees 0 16 --seconds-per-cell 20
+    … --model default --batch-sizes 1 8 --degrees 0 16 --seconds 30 --plot engines.png
 
 All compute the logits of the same normalised images with the same weights, in float32; the peers
-only know r=0. Ours are PyTorch and ONNX Runtime, in lanes as the server runs them. A peer that is
-not installed is left out and named (`pip install onnxscript openvino`). Every variant has a turn in
-each round; "× best peer" is taken round by round. Prints a Markdown table per batch size, checks
-that all variants agree, and ends with one JSON line.
+only know r=0. Ours are PyTorch, PyTorch compiled and ONNX Runtime, in lanes as the server runs
+them, and PyTorch in bfloat16. A peer that is not installed is left out and named (`pip install
+'tocom-serve[engine-peers,onnx]'`). Every variant has a turn in each round, and all ratios are taken
+round by round: median and quartiles. Prints a Markdown table per batch size, what was asked for and
+what was reached, checks that all variants agree, and ends with one JSON line. Takes 5 to 8 minutes.
+
+On a machine that others use, `--threads 1 --cpu-time` compares the processor time that each takes.
 """
 
 import argparse
+import copy
 import json
-import math
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.interleaved import default_models, measure_rounds, ratios
-from server.backends import Backend, Eager, Onnx, run_part
+from benchmarks.engine_peers import Classify, make_peers
+from benchmarks.engines_report import Ours, as_rows, as_table, plot_rows, verdicts
+from benchmarks.interleaved import default_models, measure_rounds
+from server.backends import Backend, Compiled, Eager, Onnx, run_part
 from server.lanes import Lanes, choose_lanes
 from tocom_core import CompressedViT, load_model
 from tocom_core.onnx_backend import unsupported_onnx
 from tocom_core.schedule import arithmetic_ratio
-from tocom_core.throughput import Spread
 
 TURN_S = 0.1
-TOLERANCE = 1e-4
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest difference of a logit at r=0, relative to the largest one."""
-
-Classify = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
@@ -44,149 +46,113 @@ def main() -> None:
     options = _parse()
     if options.threads:
         torch.set_num_threads(options.threads)
-    rows = [row for path in options.model or default_models() for row in _measure(path, options)]
+    if os.environ.get("OMP_WAIT_POLICY") != "passive":
+        print("without OMP_WAIT_POLICY=passive PyTorch's threads spin into others' turns")
+    rows = [row for path in options.model or default_models()[-1:] for row in _model(path, options)]
     machine = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-    machine["omp"] = os.environ.get("OMP_WAIT_POLICY", "")
+    machine |= {"clock": "processor" if options.cpu_time else "wall"}
+    machine |= {"omp": os.environ.get("OMP_WAIT_POLICY", ""), "load": os.getloadavg()[0]}
+    if options.plot is not None:
+        plot_rows(options.plot, rows)
     print("\n" + json.dumps({"benchmark": "engines", **machine, "rows": rows}))
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", nargs="+", help="models; default: the embedded one and ViT-Tiny")
+    parser.add_argument("--model", nargs="+", help="default: ViT-Tiny of TOCOM_DATA, or 'default'")
     parser.add_argument("--architecture", help="of a model file that does not say it")
     parser.add_argument("--degrees", nargs="+", type=int, default=[0, 4, 8, 12, 16])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds-per-cell", type=float, default=10, help="fewer rounds beyond it")
+    parser.add_argument("--backends", nargs="+", default=["eager", "compiled", "onnx", "bfloat16"])
+    parser.add_argument("--peers", nargs="+", help="only these beside timm")
+    parser.add_argument("--cpu-time", action="store_true", help="of the processor; with 1 thread")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=75, help="per batch size: fewer rounds")
     parser.add_argument("--seed", type=int, default=0, help="decides the order within the rounds")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to PyTorch")
     parser.add_argument("--lanes", type=int, default=0, help="0: as the server chooses")
+    parser.add_argument("--plot", type=Path, help="draw the ratios here (needs matplotlib)")
     return parser.parse_args()
 
 
-def _measure(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _model(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One model: its tables, its rows."""
-    loaded = load_model(path, architecture=options.architecture)
+    loaded = load_model(path, architecture=options.architecture or _architecture(path))
     model = CompressedViT(loaded.vit).eval()
     threads = torch.get_num_threads()
     lanes = Lanes(choose_lanes(options.lanes, threads, "cpu"), threads)
+    backends = _backends(model, lanes, threads, options.backends)
+    limits = {r: arithmetic_ratio(model, r) for r in options.degrees}
     rows = []
     for batch in options.batch_sizes:
         images = torch.randn(batch, *loaded.input_size)
-        peers = _peers(model.vit, images, threads)
-        ours = _ours(model, lanes, threads, options.degrees)
-        _check(images, peers | {name: job for (name, r), job in ours.items() if r == 0})
-        variants = peers | {f"{name}, r={r}": job for (name, r), job in ours.items()}
+        peers = make_peers(model.vit, images, threads, options.peers)
+        ours = _ours(backends, lanes, options.degrees)
+        _check(images, peers, ours)
+        variants = peers | {f"ours, {name}, r={r}": job for (name, r), job in ours.items()}
         seconds = measure_rounds(
             {name: partial(job, images) for name, job in variants.items()},
             options.rounds,
             options.seed,
             turn_s=TURN_S,
-            budget_s=options.seconds_per_cell * len(variants),
+            budget_s=options.seconds,
+            clock=time.process_time if options.cpu_time else time.perf_counter,
         )
-        rows += _report(loaded.name, model, batch, seconds, list(peers))
+        made = as_rows(loaded.name, batch, seconds, list(peers), limits)
+        print(as_table(made), *verdicts(made), sep="\n", flush=True)
+        rows += made
     return rows
 
 
-def _ours(
-    model: CompressedViT, lanes: Lanes, threads: int, degrees: list[int]
-) -> dict[tuple[str, int], Classify]:
-    """Our backends at each degree, as the server runs them."""
-    backends: list[Backend] = [Eager(model)]
-    if (reason := unsupported_onnx(model)) is None:
-        backends.append(Onnx(model, threads, lanes.count))
-    else:
-        print(f"without our ONNX backend: {reason}", file=sys.stderr)
+def _architecture(path: str) -> str | None:
+    """The shared ViT-Tiny file does not say what it is, but its name does."""
+    return "vit_tiny_patch16_224" if Path(path).name.startswith("vit_tiny_patch16_224") else None
 
-    def classify(images: Tensor, backend: Backend, r: int) -> Tensor:
+
+def _backends(
+    model: CompressedViT, lanes: Lanes, threads: int, names: list[str]
+) -> dict[str, Backend]:
+    """Our backends by name."""
+    made: dict[str, Backend] = {}
+    if "eager" in names:
+        made["eager"] = Eager(model)
+    if "compiled" in names:
+        made["compiled"] = Compiled(model)
+    if "bfloat16" in names:
+        made["bfloat16"] = Eager(copy.deepcopy(model).bfloat16())
+    if "onnx" in names and (reason := unsupported_onnx(model)) is not None:
+        print(f"WITHOUT our ONNX backend: {reason}", file=sys.stderr)
+    elif "onnx" in names:
+        made["onnx"] = Onnx(model, threads, lanes.count)
+    return made
+
+
+def _ours(backends: Mapping[str, Backend], lanes: Lanes, degrees: list[int]) -> Ours:
+    """Our backends at each degree, as the server runs them; some only at the ends."""
+
+    def classify(images: Tensor, name: str, r: int) -> Tensor:
         whole = lanes.keeps_whole(len(images))
-        job = partial(run_part, classify=partial(backend.logits, r=r, whole=whole))
-        return lanes.run(job, images)
+        job = partial(run_part, classify=partial(backends[name].logits, r=r, whole=whole))
+        return lanes.run(job, images.bfloat16() if name == "bfloat16" else images)
 
+    ends = {min(degrees), max(degrees)}
     return {
-        (f"ours, {backend.name}", r): partial(classify, backend=backend, r=r)
-        for backend in backends
+        (name, r): partial(classify, name=name, r=r)
+        for name in backends
         for r in degrees
+        if name == "onnx" or r in ends
     }
 
 
-def _peers(vit: nn.Module, images: Tensor, threads: int) -> dict[str, Classify]:
-    """Everybody who is installed, ready to run this batch size."""
-    found: dict[str, Classify] = {"timm": partial(run_part, classify=vit)}
-    makers = {"torch.compile": _compiled, "ONNX Runtime": _onnx_runtime, "OpenVINO": _openvino}
-    for name, make in makers.items():
-        try:
-            found[name] = make(vit, images, threads)
-        except ImportError as error:
-            print(f"without {name}: {error}", file=sys.stderr)
-    return found
-
-
-def _compiled(vit: nn.Module, images: Tensor, threads: int) -> Classify:
-    compiled = torch.compile(vit, dynamic=False)
-    return partial(run_part, classify=compiled)
-
-
-def _onnx_runtime(vit: nn.Module, images: Tensor, threads: int) -> Classify:
-    import onnxruntime
-    import onnxscript  # type: ignore[import-not-found]  # noqa: F401
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "vit.onnx"
-        torch.onnx.export(vit, (images,), path, dynamo=True, verbose=False)
-        session = onnxruntime.InferenceSession(path, options)
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-
-
-def _openvino(vit: nn.Module, images: Tensor, threads: int) -> Classify:
-    import openvino  # type: ignore[import-not-found]
-
-    model = openvino.convert_model(vit, example_input=images, input=[tuple(images.shape)])
-    hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.compile_model(model, "CPU", hints)
-    return lambda x: torch.from_numpy(compiled(x.numpy())[0])
-
-
-def _check(images: Tensor, variants: Mapping[str, Classify]) -> None:
+def _check(images: Tensor, peers: Mapping[str, Classify], ours: Ours) -> None:
     """All of them must give timm's logits; a fast wrong answer is no competitor."""
-    expected = variants["timm"](images)
-    for name, job in variants.items():
-        apart = float((job(images) - expected).abs().max() / expected.abs().max())
-        if not apart <= TOLERANCE:
-            sys.exit(f"{name}: logits are off by {apart:.1e} of the largest one")
-
-
-def _report(
-    model: str,
-    vit: CompressedViT,
-    batch: int,
-    seconds: Mapping[str, list[float]],
-    peers: list[str],
-) -> list[dict[str, Any]]:
-    """Print one table and return its rows."""
-    best = min(peers, key=lambda name: Spread.of(seconds[name]).median)
-    print(f"\n{model}, batch {batch}; best peer: {best}\n")
-    print("| variant | images/s | × best peer | arithmetic | share of it |")
-    print("|---" * 5 + "|")
-    rows = []
-    for name, taken in seconds.items():
-        rate = Spread.of([batch / value for value in taken])
-        gain = Spread.of(ratios(seconds[best], taken))
-        r = int(name.rpartition("=")[2]) if "r=" in name else 0
-        limit = arithmetic_ratio(vit, r) if r else math.nan
-        own = seconds.get(f"{name.rpartition(',')[0]}, r=0")
-        share = Spread.of(ratios(own, taken)).median / limit if r and own else None
-        cells = [name, f"{rate.median:.1f}", f"{gain.median:.2f} ({gain.low:.2f}–{gain.high:.2f})"]
-        cells += [f"{limit:.2f} ×", f"{100 * share:.0f} %"] if share else ["", ""]
-        print("| " + " | ".join(cells) + " |", flush=True)
-        rows.append(
-            {"model": model, "batch": batch, "variant": name, "images_per_s": vars(rate)}
-            | {"times_best_peer": vars(gain), "share_of_arithmetic": share}
-        )
-    return rows
+    expected = peers["timm"](images)
+    plain = {(name, 0): job for name, job in peers.items()} | dict(ours)
+    for (name, r), job in plain.items():
+        if r == 0:
+            apart = float((job(images).float() - expected).abs().max() / expected.abs().max())
+            if not apart <= TOLERANCES.get(name, TOLERANCES["float32"]):
+                sys.exit(f"{name}: logits are off by {apart:.1e} of the largest one")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def measure_rounds(
     *,
     turn_s: float = 0.0,
     budget_s: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds per call of each variant in each round, after one untimed call of each.
 
@@ -38,6 +39,7 @@ def measure_rounds(
         turn_s: 0 is one call a turn.  Above it, a turn begins with an untimed call, for caches hold
             the previous variant's data, and goes on for at least this long.
         budget_s: no new round after so many seconds, but never fewer than ``FEWEST_ROUNDS``.
+        clock: tells a variant's seconds; ``time.process_time`` those of the processor.
     """
     for variant in variants.values():
         variant()
@@ -52,17 +54,17 @@ def measure_rounds(
         for name in order:
             if turn_s:
                 variants[name]()
-            seconds[name].append(_seconds_per_call(variants[name], turn_s))
+            seconds[name].append(_seconds_per_call(variants[name], turn_s, clock))
     return seconds
 
 
-def _seconds_per_call(variant: Variant, at_least_s: float) -> float:
+def _seconds_per_call(variant: Variant, at_least_s: float, clock: Callable[[], float]) -> float:
     """Mean over as many calls as it takes to fill the time; at least one."""
-    calls, started = 0, time.perf_counter()
+    calls, started = 0, clock()
     while True:
         variant()
         calls += 1
-        taken = time.perf_counter() - started
+        taken = clock() - started
         if taken >= at_least_s:
             return taken / calls
 

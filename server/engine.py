@@ -26,6 +26,7 @@ from server.degrees import (
 from server.devices import choose_places
 from server.errors import SettingsError
 from server.model_parts import load_parts
+from server.profiled_backend import asked_backend
 from server.replica import Replica
 from server.room import SomeRoom
 from server.settings import Settings
@@ -98,10 +99,12 @@ class Engine:
         self.work = relative_work(model, self.max_r)
         if bank is None:
             logger.info("no bank: tokens are %sd without compensation", model.method)
+        where = places[0].device, places[0].threads, bank_path
+        asked = asked_backend(settings, *where, model, self.model_identity)
         models = [model, *(deepcopy(model) for _ in places[1:])]
         self._replicas: list[Replica] = []
         for number, (copy, place) in enumerate(zip(models, places, strict=True)):
-            backend = self._replicas[0].backend if number else settings.backend
+            backend = self._replicas[0].backend if number else asked
             given = copy, loaded, bank, settings, backend, place, self.max_r, clock
             self._replicas.append(Replica(*given, number=number))
         first = self._replicas[0]

@@ -178,7 +178,9 @@ class ModelInfo(BaseModel):
     bank: BankInfo | None = Field(description="null: plain merging, without compensation.")
     device: str
     dtype: str
-    backend: str = Field(description="What computes a batch: eager (PyTorch) or onnx.")
+    backend: str = Field(
+        description="What computes a batch: eager (PyTorch), compiled, graphs (CUDA) or onnx."
+    )
     reload: ReloadStatus | None = Field(
         None, description="The last POST /models/reload; null: there was none."
     )

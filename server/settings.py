@@ -93,11 +93,12 @@ class Settings(AccessSettings, BaseSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch."
     )
-    backend: Literal["auto", "eager", "graphs", "onnx"] = Field(
+    backend: Literal["auto", "eager", "compiled", "graphs", "onnx"] = Field(
         "auto",
-        description="What computes a batch: eager (PyTorch), graphs (PyTorch as CUDA graphs), onnx "
-        "(ONNX Runtime, float32 on a CPU, pip install 'tocom-serve[onnx]'), or auto: graphs on "
-        "CUDA, on a CPU whichever is faster here.",
+        description="What computes a batch: eager (PyTorch), compiled (torch.compile, slow to "
+        "start), graphs (PyTorch as CUDA graphs), onnx (ONNX Runtime, float32 on a CPU, pip "
+        "install 'tocom-serve[onnx]'), or auto: graphs on CUDA; on a CPU eager or onnx, as a "
+        "matching profile was measured, else the faster one.",
     )
     max_graphs: int = Field(
         256,

@@ -122,3 +122,26 @@ def test_callers_run_side_by_side() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(classify, inputs))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_stem_and_head_are_in_the_graph_where_it_knows_them() -> None:
+    """The usual ViT is one graph from pixels to logits; others keep those parts in PyTorch."""
+    from tocom_core.onnx_graph import knows_head, knows_stem
+
+    ends = {name: zoo.build(name) for name in ("vit_tiny", "vit_mini_conv4_32", "max_pool")}
+    known = {name: (knows_stem(vit), knows_head(vit)) for name, vit in ends.items()}
+    assert known["vit_tiny"] == (True, True)
+    assert known["vit_mini_conv4_32"] == (False, True)
+    assert known["max_pool"] == (True, False)
+
+
+def test_an_image_of_no_numbers_harms_no_other() -> None:
+    """Its logits are no numbers either, and those of its neighbours are what they were."""
+    model = CompressedViT(make_vit().eval())
+    backend, x = OnnxViT(model, threads=1), images(model)
+    with torch.inference_mode():
+        whole = backend(x, 3)
+        x[1] = torch.nan
+        broken = backend(x, 3)
+    assert torch.equal(broken[::2], whole[::2])
+    assert not torch.isfinite(broken[1]).any()
