@@ -18,7 +18,9 @@ from server.engine import Engine, WarmUp
 from server.entries import Entry
 from server.errors import BadParameter, SettingsError
 from server.grid import GridMeasurement
+from server.history import History
 from server.idle import IdleShift, IdleWork
+from server.merge_view import MergeView
 from server.metrics import Metrics
 from server.operating_table import OperatingTable
 from server.policies import build_policy
@@ -40,12 +42,14 @@ class Core:
     Attributes:
         live: corrects the expected accuracy; None unless asked for.
         grid: measures what is not measured yet; None unless asked for.
+        merge_view: shows what merges in an image.
     """
 
     batcher: Batcher
     controller: Controller
     live: LiveAccuracy | None
     grid: GridMeasurement | None
+    merge_view: MergeView
 
     def look(self) -> None:
         """Let the degree come back down when there are no batches that would ask for it."""
@@ -66,6 +70,7 @@ def build_core(
     stored: StoredProfile,
     warm_up: WarmUp,
     metrics: Metrics,
+    history: History,
     clock: Clock,
 ) -> Core:
     """Wire the parts around a warm engine.
@@ -102,7 +107,8 @@ def build_core(
             known=profile.measurements,
             on_complete=lambda: stored.save(table.to_profile()),
         )
-    works: list[IdleWork] = [shadow] if grid is None else [shadow, grid]
+    view = MergeView(engine.merge_map)
+    works: list[IdleWork] = [view, shadow] if grid is None else [view, shadow, grid]
     scheduler: Scheduler[Entry] = Scheduler(
         controller,
         max_batch_size=settings.max_batch_size,
@@ -118,12 +124,12 @@ def build_core(
         max_queue_delay_s=min(settings.max_queue_delay_s, DELAY_SHARE_OF_SLO * settings.slo_s),
         queue_size=settings.queue_size,
         room=engine.room,
-        on_batch=[controller.observe_batch, metrics.observe_batch],
-        on_request=[metrics.observe_image],
+        on_batch=[controller.observe_batch, metrics.observe_batch, history.observe_batch],
+        on_request=[metrics.observe_image, history.observe_image],
         on_served=lambda payload, output, r: shadow.offer(payload, int(np.argmax(output)), r),
         idle_work=IdleShift(works),
     )
-    return Core(batcher, controller, live, grid)
+    return Core(batcher, controller, live, grid, view)
 
 
 def _controller(

@@ -18,7 +18,7 @@ from PIL import Image
 from server.batcher import Batcher, ItemResult, Reservation, Submission, Terms
 from server.clock import Clock
 from server.decoders import Decoders
-from server.errors import DeadlineExpired, Draining, ServeError
+from server.errors import BadParameter, DeadlineExpired, Draining, ServeError
 from server.images import ImageLimits, decode, guard_pillow
 from server.interruption import Interruption, Receive, body_chunks
 from server.settings import Settings
@@ -142,6 +142,32 @@ class Intake:
                 request.scope.watch(incoming.receive)
                 pending = await self._admit(request, uploads, batcher)
             return await _collect(uploads, pending)
+
+    async def prepare(self, incoming: Incoming, transform: Callable[[Image.Image], T]) -> T:
+        """Read and decode one image for something else than the queue.
+
+        Args:
+            incoming: the request.
+            transform: what to do with the decoded RGB image, on a thread of the decoders.
+
+        Raises:
+            ServeError: the request was refused; more than one image is.
+            ClientGone: nobody is waiting for the answer any more.
+        """
+        check_headers(incoming.content_type, incoming.content_length, self._limits)
+        request = _Request(incoming, Wishes(), None, Interruption())
+        async with request.scope:
+            with self._memory.hold() as take:
+                uploads = await self._read(request, take)
+                if len(uploads) != 1:
+                    raise BadParameter(f"{len(uploads)} images were sent; send one at a time")
+                request.scope.watch(incoming.receive)
+                (upload,) = uploads
+                if upload.problem is not None:
+                    raise upload.problem
+                limits, declared = self._image_limits, upload.content_type
+                job = partial(decode, upload.data, limits, transform, declared)
+                return await self._decoders.run(job)
 
     async def settle(self, grace_s: float) -> None:
         """Give bodies that are arriving a moment to be admitted, then refuse them."""

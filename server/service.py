@@ -2,18 +2,29 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
+from random import Random
+from typing import TypeVar
+
+from PIL import Image
 
 from server.clock import Clock, monotonic
 from server.core import Core, build_core
 from server.engine import Engine, WarmUp
 from server.errors import Draining, NotReady, SettingsError
+from server.feed import Feed
+from server.history import History, Snapshot
 from server.intake import Answer, Incoming, Intake, Wishes
 from server.metrics import Metrics
 from server.resizing import faster
 from server.settings import Settings
+from server.stats import LoadSnapshot, RequestStats, notify
 from server.stored_profile import open_profile
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOOK_AT_LOAD_EVERY_S = 0.25
 DRAIN_GRACE_S = 1.0
@@ -37,6 +48,8 @@ class Service:
     Attributes:
         draining: no new requests are taken.
         in_flight: classification requests being handled.
+        history: the last minutes.
+        feed: tells of them as they go on.
     """
 
     def __init__(
@@ -47,15 +60,17 @@ class Service:
         self.draining = False
         self.in_flight = 0
         self.metrics = Metrics(settings.slo_s)
+        self.history = History(clock, time.time, Random())
+        self.feed = Feed(self._sample)
         self._clock = clock
         self._core: Core | None = None
-        self._look: asyncio.Task[None] | None = None
+        self._watch: list[asyncio.Task[None]] = []
         self._intake = Intake(
             settings,
             faster(engine.loaded.transform),
             max(engine.loaded.input_size[1:]),
             clock,
-            self.metrics.observe_image,
+            self._observe_image,
         )
         self._check_static_r()
         self._stored = open_profile(settings, engine)
@@ -88,12 +103,19 @@ class Service:
             SettingsError: the settings do not fit the model.
             ForwardFailed: the model does not run.
         """
+        self._watch.append(asyncio.create_task(self.feed.run()))
         warm_up = await self.engine.warm_up(measured=bool(self._stored.measurements))
         core = build_core(
-            self.engine, self.settings, self._stored, warm_up, self.metrics, self._clock
+            self.engine,
+            self.settings,
+            self._stored,
+            warm_up,
+            self.metrics,
+            self.history,
+            self._clock,
         )
         core.batcher.start()
-        self._look = asyncio.create_task(self._look_at_load(core))
+        self._watch.append(asyncio.create_task(self._look_at_load(core)))
         self._core = core
         return warm_up
 
@@ -113,6 +135,17 @@ class Service:
         finally:
             self.in_flight -= 1
 
+    async def prepare(self, incoming: Incoming, transform: Callable[[Image.Image], T]) -> T:
+        """Read and decode the one image of a request that does not join the queue.
+
+        Raises:
+            ServeError: the request was refused.
+            ClientGone: nobody is waiting for the answer any more.
+        """
+        if self.draining:
+            raise Draining
+        return await self._intake.prepare(incoming, transform)
+
     async def drain(self) -> bool:
         """Refuse new requests and finish the admitted ones.
 
@@ -122,17 +155,20 @@ class Service:
         if self.draining:
             return True
         self.draining = True
+        self.feed.close()
         deadline = self._clock() + self.settings.drain_timeout_s
         await self._intake.settle(min(DRAIN_GRACE_S, self.settings.drain_timeout_s / 2))
         if self._core is None:
             return True
+        self._core.merge_view.close()
         return await self._core.batcher.drain(max(0.0, deadline - self._clock()))
 
     async def stop(self) -> None:
         """End all tasks and threads; admitted work should have been drained before."""
         self.draining = True
-        if self._look is not None:
-            self._look.cancel()
+        self.feed.close()
+        for task in self._watch:
+            task.cancel()
         if self._core is not None:
             await self._core.batcher.close()
         self._intake.close()
@@ -146,6 +182,20 @@ class Service:
                 core.look()
             except Exception:  # the next look may go well, and there must be one
                 logger.exception("looking at the load failed")
+
+    def _observe_image(self, stats: RequestStats) -> None:
+        notify([self.metrics.observe_image, self.history.observe_image], stats)
+
+    def _sample(self) -> Snapshot:
+        """Keep what is happening now in the history."""
+        core = self._core
+        return self.history.sample(
+            LoadSnapshot(self._clock()) if core is None else core.batcher.load(),
+            None if core is None else core.controller.status(),
+            r_source=self.engine.r_source,
+            ready=self._is_ready(),
+            draining=self.draining,
+        )
 
     def _describe(self, version: str) -> None:
         """Tell the metrics what is served and where to look."""

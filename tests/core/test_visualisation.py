@@ -23,7 +23,7 @@ class TrackingViT(reference.ReferenceViT):
         assert outcome.margin > 1e-6, "the input holds a near-tie; choose another seed"
         return self.history
 
-    def _remove(self, attended, x, size, r):  # type: ignore[no-untyped-def]
+    def _remove(self, attended, x, size, r):
         members = self.history[-1] if self.history else [[n] for n in range(len(x))]
         after = super()._remove(attended, x, size, r)
         if self._method == "prune":
@@ -123,7 +123,7 @@ def test_groups_are_numbered_by_their_first_patch() -> None:
 
 
 def test_picture_shows_mean_colours() -> None:
-    """A group has one colour, the mean of its pixels; pruned patches are dark; borders are lines."""
+    """A group has the mean colour of its pixels; pruned patches are dark; borders are lines."""
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, :2], pixels[:, 2:4], pixels[:, 4:6], pixels[:, 6:] = 40, 80, 200, 100
     layer = Layer(2, (0, 0, 1, DROPPED))
