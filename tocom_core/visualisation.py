@@ -132,8 +132,10 @@ def picture(image: Image.Image, layer: Layer, grid: tuple[int, int], scale: int 
     """
     size = (image.width * scale, image.height * scale)
     groups = np.asarray(layer.groups).reshape(grid)
-    large = np.asarray(Image.fromarray((groups + 1).astype(np.int32)).resize(size, Image.Resampling.NEAREST))
-    pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
+    numbers = Image.fromarray((groups + 1).astype(np.int32))
+    large = np.asarray(numbers.resize(size, Image.Resampling.NEAREST))
+    smooth = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(smooth, dtype=np.float64)
     flat, owner = pixels.reshape(-1, 3), large.reshape(-1)
     count = np.bincount(owner, minlength=layer.tokens + 1)
     sums = [np.bincount(owner, flat[:, c], layer.tokens + 1) for c in range(3)]

@@ -31,7 +31,7 @@ def test_every_listener_gets_every_sample() -> None:
     """Once a second, in order, from joining on."""
 
     async def story() -> None:
-        feed = Feed(Counting())
+        feed: Any = Feed(Counting())
         running = asyncio.create_task(feed.run())
         first = feed.join()
         assert await first.next() == 1
@@ -48,7 +48,7 @@ def test_listeners_are_bounded() -> None:
     """One too many is refused with a time to come back; who leaves makes room."""
 
     async def story() -> None:
-        feed = Feed(Counting(), most_listeners=2)
+        feed: Any = Feed(Counting(), most_listeners=2)
         first, _ = feed.join(), feed.join()
         with pytest.raises(Busy) as refused:
             feed.join()
@@ -65,7 +65,7 @@ def test_a_slow_listener_is_dropped() -> None:
     """Whatever it waits for ends, and the others go on."""
 
     async def story() -> None:
-        feed = Feed(Counting())
+        feed: Any = Feed(Counting())
         slow, quick = feed.join(), feed.join()
 
         async def stuck() -> None:
@@ -88,7 +88,7 @@ def test_the_end_is_told() -> None:
     """At the end each listener gets the last state and then None; nobody joins any more."""
 
     async def story() -> None:
-        feed = Feed(Counting())
+        feed: Any = Feed(Counting())
         running = asyncio.create_task(feed.run())
         listener = feed.join()
         async with listener.scope:
@@ -106,7 +106,7 @@ def test_who_does_not_hear_the_end_is_cut_off() -> None:
     """A listener that is stuck holds the server for a moment only."""
 
     async def story() -> None:
-        feed = Feed(Counting())
+        feed: Any = Feed(Counting())
         listener = feed.join()
         with pytest.raises(FeedEnded):
             async with listener.scope:
@@ -124,7 +124,7 @@ def test_a_failing_sample_is_logged_and_the_feed_goes_on(
 
     async def story() -> None:
         sample = Counting()
-        feed = Feed(sample)
+        feed: Any = Feed(sample)
         listener = feed.join()
         sample.error = RuntimeError("no reading")
         with caplog.at_level(logging.ERROR):

@@ -1,6 +1,7 @@
 """The last minutes: what is counted, what is forgotten."""
 
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -33,15 +34,20 @@ class Watched:
     def second(self, load: LoadSnapshot | None = None, **state: object) -> Snapshot:
         """Let a second pass and take its snapshot."""
         self.clock.now += 1
-        given = {"r_source": 0, "ready": True, "draining": False, "status": None} | state
-        return self.history.sample(load or LoadSnapshot(self.clock.now), **given)  # type: ignore[arg-type]
+        given: dict[str, Any] = {
+            "r_source": 0,
+            "ready": True,
+            "draining": False,
+            "status": None,
+        } | state
+        return self.history.sample(load or LoadSnapshot(self.clock.now), **given)
 
 
 def test_rates_are_those_of_the_interval() -> None:
     """Answers and refusals are per second of the interval; outcomes are counted since the start."""
     watched = Watched()
     for outcome in ("ok", "ok", "ok", "shed", "expired", "bad_image"):
-        watched.history.observe_image(image(outcome))  # type: ignore[arg-type]
+        watched.history.observe_image(image(outcome))
     watched.clock.now += 1
     first = watched.second()
     assert (first.answered_per_s, first.refused_per_s) == (1.5, 1.0)

@@ -31,7 +31,7 @@ def test_it_runs_when_the_moment_comes() -> None:
 
     async def story() -> None:
         model = Model()
-        view = MergeView(model)
+        view: Any = MergeView(model)
         assert await view.step() is False
         asked = asyncio.create_task(view.show("image", 3))
         await asyncio.sleep(1)
@@ -47,7 +47,7 @@ def test_one_at_a_time() -> None:
     """While one waits or runs another is refused; afterwards there is room."""
 
     async def story() -> None:
-        view = MergeView(Model())
+        view: Any = MergeView(Model())
         first = asyncio.create_task(view.show("first", 1))
         await asyncio.sleep(0)
         with pytest.raises(Busy):
@@ -67,7 +67,7 @@ def test_no_quiet_moment() -> None:
 
     async def story() -> None:
         model = Model()
-        view = MergeView(model)
+        view: Any = MergeView(model)
         with pytest.raises(Busy, match="busy classifying"):
             await view.show("image", 1)
         assert loop_time() == pytest.approx(PATIENCE_S)
@@ -81,7 +81,7 @@ def test_patience_ends_with_the_begin() -> None:
     """A pass that has begun is waited for, however long it takes."""
 
     async def story() -> None:
-        view = MergeView(Model())
+        view: Any = MergeView(Model())
         asked = asyncio.create_task(view.show("image", 1))
         await asyncio.sleep(PATIENCE_S - 0.5)
         await view.step()
@@ -96,7 +96,7 @@ def test_a_failure_is_the_askers_only() -> None:
     async def story() -> None:
         model = Model()
         model.error = ForwardFailed("no")
-        view = MergeView(model)
+        view: Any = MergeView(model)
         asked = asyncio.create_task(view.show("image", 1))
         await asyncio.sleep(0)
         assert await view.step() is True
@@ -110,7 +110,7 @@ def test_the_end_of_the_server() -> None:
     """Who waits is refused at once, and so is who comes; a pass that is cut off is told."""
 
     async def story() -> None:
-        view = MergeView(Model())
+        view: Any = MergeView(Model())
         asked = asyncio.create_task(view.show("image", 1))
         await asyncio.sleep(0)
         view.close()
@@ -119,7 +119,7 @@ def test_the_end_of_the_server() -> None:
         with pytest.raises(Draining):
             await view.show("image", 1)
 
-        cut = MergeView(Model())
+        cut: Any = MergeView(Model())
         asked = asyncio.create_task(cut.show("image", 1))
         await asyncio.sleep(0)
         step = asyncio.create_task(cut.step())
@@ -135,7 +135,7 @@ def test_who_left_is_not_answered() -> None:
     """A client that went away meanwhile leaves nothing behind."""
 
     async def story() -> None:
-        view = MergeView(Model())
+        view: Any = MergeView(Model())
         asked = asyncio.create_task(view.show("image", 1))
         await asyncio.sleep(0)
         step = asyncio.create_task(view.step())

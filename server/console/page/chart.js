@@ -128,7 +128,7 @@ export class Chart {
         const x = this.x(sample.at).toFixed(1), y = this.y(value).toFixed(1);
         const joined = before && sample.at - before.at < GAP_S;
         if (!joined) { close(); first = x; }
-        const move = joined ? (step ? `H${x}V${y}` : `L${x} ${y}`) : `M${x} ${y}`;
+        const move = joined ? (step ? `H${x}V${y}` : `L${x} ${y}`) : `M${x} ${y}h0`; // a lone point is a dot
         line += move; filled += move;
         before = sample; last = x;
       }

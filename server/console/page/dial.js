@@ -12,6 +12,7 @@ let status = null;
 let chosen = 0; // index into the levels, where the slider stands
 let touched = false;
 let timer = 0;
+let pinEnds = null;
 
 export const levels = () => status?.levels ?? [];
 export const presentDegree = () => status?.r ?? 0;
@@ -65,6 +66,10 @@ async function change(path, told) {
 
 function take(answer) {
   status = answer;
+  const left = answer.pinned_ttl_s;
+  // Asked for again and again, the rounded end must not waver.
+  if (left === null) pinEnds = null;
+  else if (pinEnds === null || Math.abs(pinEnds - Date.now() - left * 1000) > 1500) pinEnds = Date.now() + left * 1000;
   chosen = Math.max(0, status.levels.findIndex(({ r }) => r === status.r));
   slider.max = status.levels.length - 1;
   slider.value = chosen;
@@ -80,8 +85,7 @@ export function modeText() {
   if (!status) return "";
   if (status.mode === "shadow") return `shadow, would take r = ${status.shadow.r}`;
   if (status.mode !== "pinned") return "auto";
-  if (status.pinned_ttl_s === null) return "pinned";
-  return `pinned until ${clockTime(new Date(Date.now() + status.pinned_ttl_s * 1000))}`;
+  return pinEnds === null ? "pinned" : `pinned until ${clockTime(new Date(pinEnds))}`;
 }
 
 function words(level) {
