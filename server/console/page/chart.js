@@ -85,6 +85,8 @@ export class Chart {
     this.high = this.most ?? this.low + Math.ceil((top - this.low) / step - 1e-9) * step;
     const parts = this.axes(step);
     if (samples.length) parts.push(...this.lines(), ...this.crosshair());
+    if (this.limit !== null && this.limit <= this.high)
+      parts.push(draw("text", { x: LEFT + 4, y: this.y(this.limit) - 5, class: "limit-text" }, this.limitName));
     if (!known.length)
       parts.push(draw("text", { x: (LEFT + this.width) / 2, y: this.height / 2, "text-anchor": "middle" }, "no data yet"));
     this.svg.replaceChildren(...parts);
@@ -111,7 +113,6 @@ export class Chart {
     if (this.limit !== null && this.limit <= this.high) {
       const y = this.y(this.limit);
       parts.push(draw("line", { x1: LEFT, x2: this.width - RIGHT, y1: y, y2: y, class: "limit" }));
-      parts.push(draw("text", { x: LEFT + 4, y: y - 5, class: "limit-text" }, this.limitName));
     }
     return parts;
   }
