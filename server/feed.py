@@ -1,6 +1,6 @@
 """The live feed: samples the server once a second, and hands each snapshot to whoever listens.
 
-Without a listener a sample costs some ten microseconds a second and goes into the history only. A
+Without a listener a sample costs a millisecond a second at most and goes into the history only. A
 listener that does not keep up is let go, so that it holds neither memory nor the end of the server.
 All of it lives on the event loop.
 """

@@ -18,7 +18,7 @@ SAMPLE_EVERY_S = 1.0
 KEPT_SNAPSHOTS = 180
 LATENCY_WINDOW = 5
 """Intervals that percentiles are taken over."""
-LATENCIES_PER_INTERVAL = 2000
+LATENCIES_PER_INTERVAL = 1000
 """Beyond it a random sample of them is kept."""
 
 
@@ -120,7 +120,7 @@ class History:
         kept, seen = interval.latencies_s, interval.outcomes["ok"]
         if len(kept) < LATENCIES_PER_INTERVAL:
             kept.append(stats.total_s)
-        elif (place := self._random.randrange(seen)) < LATENCIES_PER_INTERVAL:
+        elif (place := int(self._random.random() * seen)) < LATENCIES_PER_INTERVAL:
             kept[place] = stats.total_s
 
     def observe_batch(self, stats: BatchStats) -> None:

@@ -87,7 +87,7 @@ def test_a_busy_second_keeps_a_fair_sample_of_its_latencies() -> None:
     latency = watched.second().latency_ms
     assert latency is not None
     assert latency.samples == LATENCIES_PER_INTERVAL
-    assert latency.p50 == pytest.approx(500, abs=30)
+    assert latency.p50 == pytest.approx(500, abs=50)
 
 
 def test_only_the_newest_snapshots_are_kept() -> None:

@@ -18,10 +18,9 @@ from PIL import Image
 from tests.system.browser import Console, chromium, console, photograph
 from tests.system.machine import ROOT
 
-DESK = {"width": 1280, "height": 900}
+DESK = {"width": 1180, "height": 900}
 LOAD = ((40.0, 1.5), (35.0, 10.0), (25.0, 1.5))
 """(seconds, images per second), in turn: calm, a spike for two busy cores, calm again."""
-COLOURS = 256
 
 
 def main(url: str, folder: Path) -> None:
@@ -38,7 +37,7 @@ def main(url: str, folder: Path) -> None:
             tab.page.locator("#fill").check()
             take(tab, folder / "console_dark.png", full_page=True)
         phone = {"width": 360, "height": 760}
-        with console(browser, url, viewport=phone, device_scale_factor=2) as tab:
+        with console(browser, url, viewport=phone, device_scale_factor=1.5) as tab:
             tab.classify(photograph("chelsea"))
             show_degree(tab, 8)
             tab.page.locator("#image-title").scroll_into_view_if_needed()
@@ -49,7 +48,7 @@ def main(url: str, folder: Path) -> None:
 def take(tab: Console, path: Path, **how: Any) -> None:
     """Take a picture, and make it small enough for a repository."""
     tab.page.screenshot(path=path, **how)
-    Image.open(path).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path)
+    Image.open(path).convert("RGB").save(path, optimize=True)
 
 
 def show_degree(tab: Console, r: int) -> None:
