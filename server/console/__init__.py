@@ -27,11 +27,7 @@ _MEDIA_TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-_HEADERS = {
-    "Cache-Control": "no-cache",  # asked for again each time, and sent again only if changed
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+_HEADERS = {"Cache-Control": "no-cache"}  # asked for each time, and sent again only if changed
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Client:
         scope = {
             **{"type": "http", "method": "GET", "path": "/events", "raw_path": b"/events"},
             **{"query_string": b"", "root_path": "", "scheme": "http", "http_version": "1.1"},
-            **{"headers": [], "server": ("test", 80)},
+            **{"headers": [(b"host", b"test")], "server": ("test", 80)},
         }
         request = [{"type": "http.request", "body": b"", "more_body": False}]
 

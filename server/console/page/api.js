@@ -4,6 +4,7 @@ import { element, set } from "./text.js";
 
 const STORED = "tocom-key";
 let asking = null;
+let declined; // the key, or its absence, that the user did not want to change
 
 export class Problem extends Error {
   constructor(status, detail, retryAfter) {
@@ -22,6 +23,8 @@ export async function call(path, options = {}) {
     if (answer.ok) return answer;
     const problem = await read(answer);
     if (answer.status !== 401 && answer.status !== 403) throw problem;
+    // What the page does by itself does not ask a second time; what the user does, does.
+    if ((options.method ?? "GET") === "GET" && declined === used) throw problem;
     // Another call may have got a key meanwhile.
     if (sessionStorage.getItem(STORED) === used) await askForKey(problem, used);
   }
@@ -58,7 +61,10 @@ function askForKey(problem, used) {
       sessionStorage.setItem(STORED, field.value.trim());
       end(resolve);
     };
-    element("key-cancel").onclick = () => end(reject, problem);
+    element("key-cancel").onclick = () => {
+      declined = used;
+      end(reject, problem);
+    };
   });
   return asking;
 }
