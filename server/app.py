@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server import console, events, merges
 from server.classification import CLIENT_GONE, ClassifyEndpoint
 from server.clock import monotonic
 from server.engine import Engine, load_engine
@@ -61,7 +62,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     """
     service = Service(engine or load_engine(settings), settings, __version__)
     app = Application(service)
-    app.include_router(router)
+    for part in (router, merges.router, events.router, console.router):
+        app.include_router(part)
     add_problem_handlers(app)
     return app
 

@@ -23,8 +23,10 @@ from server.engine import Engine, WarmUp
 from server.entries import Entry
 from server.errors import BadParameter, SettingsError
 from server.grid import GridMeasurement
+from server.history import History
 from server.idle import IdleShift, IdleWork
 from server.intake import Destination
+from server.merge_view import MergeView
 from server.metrics import Metrics
 from server.operating_table import OperatingTable
 from server.policies import build_policy
@@ -55,6 +57,7 @@ class Core:
         over: set when the model is served no more and its last batch has ended.
         live: corrects the expected accuracy; None unless asked for.
         grid: measures what is not measured yet; None unless asked for.
+        merge_view: shows what merges in an image.
     """
 
     engine: Engine
@@ -66,6 +69,7 @@ class Core:
     over: asyncio.Event
     live: LiveAccuracy | None
     grid: GridMeasurement | None
+    merge_view: MergeView
 
     def look(self) -> None:
         """Let the degree come back down when there are no batches that would ask for it."""
@@ -86,6 +90,7 @@ def build_core(
     stored: StoredProfile,
     warm_up: WarmUp,
     metrics: Metrics,
+    history: History,
     clock: Clock,
     *,
     on_batch: Sequence[Callable[[BatchStats], None]] = (),
@@ -100,6 +105,7 @@ def build_core(
         stored: what was measured of it earlier.
         warm_up: what was measured of it now.
         metrics: observes all of it.
+        history: likewise.
         clock: seconds, the event loop's.
         on_batch: further observers of each batch; looked at each time.
         on_lost: called when the device is lost.
@@ -138,7 +144,8 @@ def build_core(
             known=profile.measurements,
             on_complete=lambda: stored.save(table.to_profile()),
         )
-    works: list[IdleWork] = [shadow] if grid is None else [shadow, grid]
+    view = MergeView(telling(on_lost, engine.merge_map))
+    works: list[IdleWork] = [view, shadow] if grid is None else [view, shadow, grid]
     scheduler: Scheduler[Entry] = Scheduler(
         controller,
         max_batch_size=settings.max_batch_size,
@@ -163,9 +170,10 @@ def build_core(
         on_batch=[
             controller.observe_batch,
             metrics.observe_batch,
+            history.observe_batch,
             lambda stats: notify(on_batch, stats),
         ],
-        on_request=[metrics.observe_image],
+        on_request=[metrics.observe_image, history.observe_image],
         on_served=on_served,
         idle_work=IdleShift(works),
     )
@@ -174,7 +182,10 @@ def build_core(
         loaded.name, loaded.labels, batcher, faster(loaded.transform), max(loaded.input_size[1:])
     )
     return Core(
-        *(engine, batcher, controller, scheduler, destination, recent, over), live=live, grid=grid
+        *(engine, batcher, controller, scheduler, destination, recent, over),
+        live=live,
+        grid=grid,
+        merge_view=view,
     )
 
 

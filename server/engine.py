@@ -35,6 +35,7 @@ from tocom_core.bank import Bank
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.latency_profile import LatencyProfile, Measurement
 from tocom_core.models import LoadedModel
+from tocom_core.visualisation import MergeMap
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,15 @@ class Engine:
         """``measure``, on the calling thread: for a caller that is alone with the engine."""
         self._replicas[0].prepare(batch, r)
         return self.run_blocking(self._random_images(batch), r).compute_s
+
+    async def merge_map(self, image: Tensor, r: int) -> MergeMap:
+        """What merges in one image, uint8 ``(3, H, W)``; PyTorch computes it, whatever the backend.
+
+        Raises:
+            ForwardFailed: it could not be computed; the engine goes on.
+        """
+        first = self._replicas[0]
+        return await first.on_thread(partial(first.merge_map, image, r))
 
     async def warm_up(self, *, measured: bool = False) -> WarmUp:
         """Run the model for the first time: check that it can be served, and measure two batches.

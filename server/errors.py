@@ -13,7 +13,8 @@
     ├── UnknownHost        421  /problems/unknown-host
     ├── BadParameter       422  /problems/bad-parameter
     ├── QueueFull          429  /problems/queue-full          Retry-After
-    │   └── Overloaded     429  /problems/overloaded          Retry-After
+    │   ├── Overloaded     429  /problems/overloaded          Retry-After
+    │   └── Busy           429  /problems/busy                Retry-After
     ├── RateLimited        429  /problems/rate-limited        Retry-After
     ├── HeadersTooLarge    431  /problems/headers-too-large
     ├── ReloadInProgress   409  /problems/reload-in-progress  Retry-After
@@ -116,6 +117,13 @@ class Overloaded(QueueFull):
 
     type = "/problems/overloaded"
     title = "Overloaded"
+
+
+class Busy(QueueFull):
+    """What is done beside serving has no room now; classification may well have."""
+
+    type = "/problems/busy"
+    title = "Busy"
 
 
 class ForwardFailed(ServeError):

@@ -19,7 +19,7 @@ from PIL import Image
 from server.batcher import Batcher, ItemResult, Reservation, Submission, Terms
 from server.clock import Clock
 from server.decoders import Decoders
-from server.errors import DeadlineExpired, Draining, ServeError
+from server.errors import BadParameter, DeadlineExpired, Draining, ServeError
 from server.images import ImageLimits, decode, guard_pillow
 from server.interruption import Interruption, Receive, body_chunks
 from server.request_record import RequestRecord
@@ -168,6 +168,35 @@ class Intake:
                 chosen = destination()
                 pending = await self._admit(request, uploads, chosen)
             return chosen, await _collect(uploads, pending)
+
+    async def prepare(
+        self, incoming: Incoming, transform: Callable[[Image.Image], T], input_side: int
+    ) -> T:
+        """Read and decode one image for something else than the queue.
+
+        Args:
+            incoming: the request.
+            input_side: longer side of what comes out, in pixels; decoding may stop short of more.
+            transform: what to do with the decoded RGB image, on a thread of the decoders.
+
+        Raises:
+            ServeError: the request was refused; more than one image is.
+            ClientGone: nobody is waiting for the answer any more.
+        """
+        check_headers(incoming.content_type, incoming.content_length, self._limits)
+        request = _Request(incoming, Wishes(), None, Interruption())
+        async with request.scope:
+            with self._memory.hold() as take:
+                uploads = await self._read(request, take)
+                if len(uploads) != 1:
+                    raise BadParameter(f"{len(uploads)} images were sent; send one at a time")
+                request.scope.watch(incoming.receive)
+                (upload,) = uploads
+                if upload.problem is not None:
+                    raise upload.problem
+                limits, declared = self._limits_for(DRAFT_FACTOR * input_side), upload.content_type
+                job = partial(decode, upload.data, limits, transform, declared)
+                return await self._decoders.run(job)
 
     async def settle(self, grace_s: float) -> None:
         """Give bodies that are arriving a moment to be admitted, then refuse them."""

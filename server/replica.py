@@ -33,6 +33,7 @@ from tocom_core.compressed_vit import CompressedViT
 from tocom_core.merger import WeightMerger
 from tocom_core.models import LoadedModel
 from tocom_core.precision import use_precision
+from tocom_core.visualisation import MergeMap, merge_map
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Replica:
         self._clock = clock
         self._number = number
         self._failures = 0
+        self._normalize = loaded.normalize
         self._forward = forward_for(chosen, loaded, self.device, self.dtype, self.lanes, settings)
         self._threads = ThreadPoolExecutor(
             threads_in_flight(self.device, self.lanes),
@@ -164,6 +166,16 @@ class Replica:
             compute_s=compute_s,
             device=self._number,
         )
+
+    def merge_map(self, image: Tensor, r: int) -> MergeMap:
+        """What merges in one image, on the calling thread; see `Engine.merge_map`."""
+        try:
+            pixels = self._normalize(image[None].to(self.device), self.dtype)
+            with self._gate.at(r):
+                return merge_map(self.model, pixels, r)
+        except Exception as error:
+            logger.exception("finding what merges failed: r=%d", r)
+            raise failure_of(error) from error
 
     def classify(self, images: Sequence[Tensor], r: int) -> Tensor:
         """Run one batch at the degree that the weights have, on the calling thread."""

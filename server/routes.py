@@ -3,7 +3,6 @@
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from fastapi.responses import RedirectResponse
 
 from server import classification
 from server.errors import (
@@ -191,12 +190,6 @@ async def metrics(request: Request) -> Response:
     """Text or OpenMetrics, as the scraper asks for."""
     page, content_type = _service(request).metrics.render(request.headers.get("accept", ""))
     return Response(page, headers={"Content-Type": content_type})
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """The way to the interactive documentation."""
-    return RedirectResponse("/docs")
 
 
 def _service(request: Request) -> Service:

@@ -2,23 +2,32 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from random import Random
+from typing import TypeVar
+
+from PIL import Image
 
 from server.clock import Clock, monotonic
 from server.core import Core, build_core
 from server.engine import Engine, WarmUp
 from server.errors import DeviceLost, Draining, NotReady, SettingsError
+from server.feed import Feed
 from server.gpu_reading import gpu_reader
+from server.history import History, Snapshot
 from server.intake import Answer, Destination, Incoming, Intake, Wishes
 from server.metrics import Metrics
 from server.reload import Candidate, Reloads
 from server.reload_schemas import ReloadStage
 from server.request_record import Finished
 from server.settings import Settings
-from server.stats import BatchStats
+from server.stats import BatchStats, LoadSnapshot, RequestStats, notify
 from server.stored_profile import StoredProfile, open_profile
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOOK_AT_LOAD_EVERY_S = 0.25
 DRAIN_GRACE_S = 1.0
@@ -47,6 +56,8 @@ class Service:
         lost: set when the device cannot be used any more.
         on_finished: observers of each HTTP request.
         on_batch: observers of each batch, beside the metrics.
+        history: the last minutes.
+        feed: tells of them as they go on.
     """
 
     def __init__(
@@ -63,9 +74,10 @@ class Service:
         self._version = version
         self._clock = clock
         self._core: Core | None = None
-        self._look: asyncio.Task[None] | None = None
-        self._ending: asyncio.Task[None] | None = None
-        self._intake = Intake(settings, clock, self.metrics.observe_image)
+        self.history = History(clock, time.time, Random())
+        self.feed = Feed(self._sample)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._intake = Intake(settings, clock, self._observe_image)
         self.reloads = Reloads(
             settings,
             clock,
@@ -105,10 +117,11 @@ class Service:
             SettingsError: the settings do not fit the model.
             ForwardFailed: the model does not run.
         """
+        self._tasks.append(asyncio.create_task(self.feed.run()))
         warm_up = await self.engine.warm_up(measured=bool(self._stored.measurements))
         core = self._build_core(self.engine, self.settings, self._stored, warm_up)
         core.batcher.start()
-        self._look = asyncio.create_task(self._look_at_load())
+        self._tasks.append(asyncio.create_task(self._look_at_load()))
         self._core = core
         return warm_up
 
@@ -131,6 +144,18 @@ class Service:
         finally:
             self.in_flight -= 1
 
+    async def prepare(
+        self, incoming: Incoming, transform: Callable[[Image.Image], T], input_side: int
+    ) -> T:
+        """Read and decode the one image of a request that does not join the queue.
+
+        Raises:
+            ServeError: the request was refused.
+            ClientGone: nobody is waiting for the answer any more.
+        """
+        self.check_open()
+        return await self._intake.prepare(incoming, transform, input_side)
+
     async def drain(self) -> bool:
         """Refuse new requests and finish the admitted ones.
 
@@ -140,11 +165,13 @@ class Service:
         if self.draining:
             return True
         self.draining = True
+        self.feed.close()
         deadline = self._clock() + self.settings.drain_timeout_s
         await self._intake.settle(min(DRAIN_GRACE_S, self.settings.drain_timeout_s / 2))
         if self._core is None:
             return True
         left_s = max(0.0, deadline - self._clock())
+        self._core.merge_view.close()
         before = asyncio.create_task(self.reloads.drain(left_s))
         finished = await self._core.batcher.drain(left_s)
         return await before and finished
@@ -152,9 +179,9 @@ class Service:
     async def stop(self) -> None:
         """End all tasks and threads; admitted work should have been drained before."""
         self.draining = True
-        for task in (self._look, self._ending):
-            if task is not None:
-                task.cancel()
+        self.feed.close()
+        for task in self._tasks:
+            task.cancel()
         await self.reloads.stop()
         if self._core is not None:
             await self._core.batcher.close()
@@ -167,7 +194,7 @@ class Service:
             return
         logger.critical("the device is lost; this process has to be started anew")
         self.lost.set()
-        self._ending = asyncio.get_running_loop().create_task(self._give_up())
+        self._tasks.append(asyncio.get_running_loop().create_task(self._give_up()))
 
     async def _give_up(self) -> None:
         await self.core.batcher.close(DeviceLost())
@@ -189,7 +216,7 @@ class Service:
         before: Core | None = None,
     ) -> Core:
         return build_core(
-            *(engine, settings, stored, warm_up, self.metrics, self._clock),
+            *(engine, settings, stored, warm_up, self.metrics, self.history, self._clock),
             on_batch=self.on_batch,
             on_lost=self.device_lost,
             before=before,
@@ -224,6 +251,20 @@ class Service:
                 self.core.look()
             except Exception:  # the next look may go well, and there must be one
                 logger.exception("looking at the load failed")
+
+    def _observe_image(self, stats: RequestStats) -> None:
+        notify([self.metrics.observe_image, self.history.observe_image], stats)
+
+    def _sample(self) -> Snapshot:
+        """Keep what is happening now in the history."""
+        core = self._core
+        return self.history.sample(
+            LoadSnapshot(self._clock()) if core is None else core.batcher.load(),
+            None if core is None else core.controller.status(),
+            r_source=self.engine.r_source,
+            ready=self._is_ready(),
+            draining=self.draining,
+        )
 
     def _describe(self) -> None:
         """Tell the metrics what is served."""

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from server import errors
-from server.errors import Draining, NotReady, QueueFull, ServeError
+from server.errors import Draining, NotReady, QueueFull, RateLimited, ServeError
 
 KINDS = [
     kind
@@ -16,7 +16,9 @@ KINDS = [
 
 def build(kind: type[ServeError]) -> ServeError:
     """Construct an error of any kind."""
-    return kind("why", retry_after_s=2.0) if issubclass(kind, QueueFull) else kind("why")
+    return (
+        kind("why", retry_after_s=2.0) if issubclass(kind, QueueFull | RateLimited) else kind("why")
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,7 +43,7 @@ def test_problem_has_the_members_of_rfc_9457(kind: type[ServeError]) -> None:
 
 def test_types_are_distinct() -> None:
     """A client can tell every kind by its type."""
-    assert len({kind.type for kind in KINDS}) == len(KINDS) == 10
+    assert len({kind.type for kind in KINDS}) == len(KINDS) == 21
 
 
 @pytest.mark.parametrize(("wait_s", "header"), [(0.0, "1"), (1.0, "1"), (1.01, "2"), (4.2, "5")])
