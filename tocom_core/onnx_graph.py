@@ -148,6 +148,7 @@ class _Writer(Nodes):
     def _stem(self, pixels: str) -> str:
         """``(B, C, H, W)`` to ``(B, N, D)``."""
         vit = self._vit
+        self.stage = "stem"
         conv, grid = vit.patch_embed.proj, vit.patch_embed.grid_size
         bias = [] if conv.bias is None else [self.weight(conv.bias)]
         x = self.op(
@@ -168,7 +169,7 @@ class _Writer(Nodes):
     def _end(self, x: str, size: str | None) -> list[onnx.ValueInfoProto]:
         """Head and outputs."""
         vit = self._vit
-        self.stage = "other"
+        self.stage = "head"
         if not knows_head(vit):
             self.output(x, "features")
             if size is None:
