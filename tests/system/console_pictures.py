@@ -19,7 +19,7 @@ from tests.system.browser import Console, chromium, console, photograph
 from tests.system.machine import ROOT
 
 DESK = {"width": 1180, "height": 900}
-LOAD = ((40.0, 1.5), (35.0, 10.0), (25.0, 1.5))
+LOAD = ((30.0, 3.0), (30.0, 24.0), (20.0, 3.0))
 """(seconds, images per second), in turn: calm, a spike for two busy cores, calm again."""
 
 
