@@ -198,7 +198,7 @@ class Replica:
 
     def release(self) -> None:
         """Forget the model once all is idle; what refers to each other here would keep it."""
-        for heavy in ("model", "_merger", "_gate", "_forward"):
+        for heavy in ("model", "_merger", "_gate", "_forward", "_normalize"):
             self.__dict__.pop(heavy, None)
 
     def _switch(self, r: int) -> None:
