@@ -92,7 +92,7 @@ def _ready_s(flags: Sequence[str], folder: Path) -> float:
         assert process.stderr is not None
         lines = []
         for line in process.stderr:
-            if re.search(r" ready: url=", line):
+            if "ready: url=" in line:
                 return time.perf_counter() - started
             lines.append(line)
         raise MeasurementError(f"the server ended before it was ready: {''.join(lines)[-2000:]}")
