@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from server.access_settings import AccessSettings
 from server.client_address import ClientAddresses, counted_as, parse_address
 from server.clock import Clock, monotonic
+from server.corked import CorkedTransport
 from server.errors import (
     BadRequest,
     HeadersTooLarge,
@@ -146,6 +147,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it, and say so if there is no room."""
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, CorkedTransport(transport, self.loop))
         address = parse_address(self.client[0]) if self.client else None
         self.counted_as = "-" if address is None else counted_as(address)
         self._head_since = self._connections.clock()
