@@ -67,7 +67,12 @@ class _Connection:
             head, separator, _ = self._seen.partition(b"\r\n\r\n")
             if not separator:
                 return None
-            self._wanted = len(head) + len(separator) + _length(head)
+            length = _length(head)
+            if length is None:  # in chunks, the last of which is empty
+                if not self._seen.endswith(b"0\r\n\r\n"):
+                    return None
+                length = 0
+            self._wanted = len(head) + len(separator) + length
         if len(self._seen) < self._wanted:
             return None
         answer, self._seen, self._wanted = self._seen, b"", 0
@@ -153,10 +158,12 @@ def _post(body: bytes, content_type: str) -> bytes:
     return head.encode() + body
 
 
-def _length(head: bytes) -> int:
-    """The announced length of an answer's body."""
+def _length(head: bytes) -> int | None:
+    """The announced length of an answer's body; None if it comes in chunks."""
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
             return int(value)
+        if name.lower() == b"transfer-encoding" and value.strip().lower() == b"chunked":
+            return None
     raise ValueError(f"an answer without Content-Length: {head[:200]!r}")
