@@ -179,7 +179,10 @@ class DrainingServer(uvicorn.Server):
         # It is not everywhere, and only the main thread may have it.
         with suppress(AttributeError, ValueError, RuntimeError):
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        await super().serve(sockets)
+        try:
+            await super().serve(sockets)
+        finally:
+            gc.unfreeze()  # what nobody frees at the end, some libraries report as leaked
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the port, then wait for the warm-up in the background."""

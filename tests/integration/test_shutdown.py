@@ -143,11 +143,11 @@ def test_an_upload_that_does_not_finish_is_refused(story: Story) -> None:
 
 
 def test_exit_is_clean_and_in_time(story: Story) -> None:
-    """Exit code 0 within the bound, with one line each for drain and stop."""
+    """Exit code 0 within the bound, one line each for drain and stop, and no library complains."""
     assert story.exit_code == 0
     assert story.seconds < DRAIN_TIMEOUT_S
     assert "draining: signal=SIGTERM" in story.log and "stopped: exit_code=0" in story.log
-    assert "Traceback" not in story.log
+    assert "Traceback" not in story.log and "leaked" not in story.log
 
 
 def test_a_second_signal_forces_the_end(serve: Callable[..., "Server"], photo: bytes) -> None:
