@@ -1,7 +1,7 @@
 """A load spike against the stack of docker-compose.yml, seen through the dashboard's own queries.
 
-    python -m deploy.drill_rules /tmp/drill
-    export PROMETHEUS_CONFIG=/tmp/drill
+    python -m deploy.drill_rules build/drill
+    export PROMETHEUS_CONFIG=$PWD/build/drill
     docker compose -f docker-compose.yml -f deploy/compose.drill.yml --profile alerting \
         up --build --detach server prometheus alertmanager webhook
     python -m deploy.spike

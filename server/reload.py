@@ -57,8 +57,8 @@ class Reloads:
         configured: what the server was started with.
         clock: seconds.
         present: the core that serves.
-        prepare: warms an engine up, tries it beside the present core (`try_beside`) and wires a
-            core around it, with a hook that is told of each stage.
+        wire: warms an engine up and wires a core around it, beside the present one, with a hook
+            that is told of each stage.
         swap: lets a candidate serve from now on.
         on_end: told how each reload ended.
     """
