@@ -45,9 +45,12 @@ class Compose:
         """Whether Prometheus sees a server that is ready."""
         url = f"{self.url('PROMETHEUS_PORT')}/api/v1/query"
         try:
-            result = httpx.get(url, params={"query": "tocom_ready"}).json()["data"]["result"]
+            answer = httpx.get(url, params={"query": "tocom_ready"})
         except httpx.TransportError:
             return False
+        if not answer.is_success:
+            return False  # it listens before it can answer
+        result = answer.json()["data"]["result"]
         return [series["value"][1] for series in result] == ["1"]
 
     def tells(self) -> bool:
