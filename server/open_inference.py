@@ -108,8 +108,18 @@ async def index(request: Request) -> list[ModelEntry]:
     return [model_entry(service.engine, reason)]
 
 
-@router.get(_MODEL, summary="Inputs and outputs of the model", responses=_UNKNOWN)
-@router.get(_OF_VERSION, summary="Inputs and outputs of a version", responses=_UNKNOWN)
+@router.get(
+    _MODEL,
+    summary="Inputs and outputs of the model",
+    responses=_UNKNOWN,
+    response_model_exclude_none=True,
+)
+@router.get(
+    _OF_VERSION,
+    summary="Inputs and outputs of a version",
+    responses=_UNKNOWN,
+    response_model_exclude_none=True,
+)
 async def metadata(request: Request, name: str, version: str | None = None) -> ModelMetadata:
     """Of the inputs, a request brings one."""
     service = _service(request)
