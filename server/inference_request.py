@@ -257,6 +257,9 @@ def _array_behind(
 
 
 def _array_of_json(tensor: InputTensor, kind: np.dtype[Any], kinds: str) -> Sequence[NDArray[Any]]:
+    # numpy would take a long text among numbers for a reason to make texts of them all, as long.
+    if not _types(tensor.data) <= {int, float, list}:
+        raise BadInference(f"The data of {tensor.name!r} has values that are no numbers")
     try:
         values = np.array(tensor.data)
     except (ValueError, OverflowError) as error:
@@ -272,3 +275,13 @@ def _array_of_json(tensor: InputTensor, kind: np.dtype[Any], kinds: str) -> Sequ
         raise BadInference(f"The data of {tensor.name!r} has values outside of 0 to 255")
     with np.errstate(over="ignore"):  # too large for a float32 is infinite, and refused as such
         return list(values.astype(kind).reshape(tensor.shape))
+
+
+def _types(data: list[Any] | None) -> set[type]:
+    """The types of all values, however deep."""
+    found = set(map(type, data or ()))
+    if list in found:
+        for value in data or ():
+            if isinstance(value, list):
+                found |= _types(value)
+    return found

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -307,10 +308,9 @@ def test_deadline_priority_and_limit(
     client: triton.InferenceServerClient, name: str, photo: bytes
 ) -> None:
     """A passed deadline is 504; a request may accept less compression than the server's."""
-    for parameters in ({"timeout": 1}, {"parameters": {"deadline_ms": 0.001}}):
-        status, message = refusal(
-            lambda given=parameters: client.infer(name, [encoded(photo)], **given)
-        )
+    for late in ({"timeout": 1}, {"parameters": {"deadline_ms": 0.001}}):
+        ask = partial(client.infer, name, [encoded(photo)], **late)
+        status, message = refusal(ask)
         assert status == "504" and "deadline" in message
     patient = client.infer(name, [encoded(photo)], timeout=60_000_000, priority=1)
     assert patient.get_response()["parameters"]["r"] == 3
