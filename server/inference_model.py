@@ -95,8 +95,8 @@ def _info(name: str, shape: list[int], engine: Engine) -> TensorInfo:
         NORMALISED: {
             "content": "RGB, resized, cropped, and normalised: (byte / 255 - mean) / std",
             "layout": "NCHW",
-            "mean": ", ".join(f"{value:g}" for value in loaded.mean),
-            "std": ", ".join(f"{value:g}" for value in loaded.std),
+            "mean": ", ".join(map(str, loaded.mean)),
+            "std": ", ".join(map(str, loaded.std)),
         },
     }
     parameters = {"optional": True, **told[name]}

@@ -80,6 +80,9 @@ class InferenceRequest(_Asked):
     """Body of ``POST /v2/models/{name}/infer``: one input with one image or several."""
 
     id: str | None = Field(None, max_length=1024, description="Comes back with the answer.")
+    model_name: str | None = Field(
+        None, max_length=200, description="KServe's client sends it; the path decides."
+    )
     parameters: RequestParameters | None = None
     inputs: list[InputTensor] = Field(min_length=1, max_length=1)
     outputs: list[RequestedOutput] | None = Field(None, max_length=1)

@@ -87,7 +87,8 @@ def test_what_is_asked_for() -> None:
         "normal",
     )
     parameters = {"timeout": 5000, "deadline_ms": 80, "max_r": 3, "binary_data_output": True}
-    asked = read({"id": "7", "inputs": [PIXELS], "parameters": parameters})
+    kserve = {"id": "7", "model_name": "its name"}
+    asked = read(kserve | {"inputs": [PIXELS], "parameters": parameters})
     assert (asked.id, asked.binary, asked.query.deadline_ms, asked.query.max_r) == ("7", True, 5, 3)
     assert read({"inputs": [PIXELS], "parameters": {"timeout": 0}}).query.deadline_ms is None
     for given_as, meant in [

@@ -203,6 +203,9 @@ def test_two_of_a_header_are_refused() -> None:
     twice = [(b"host", b"localhost"), (b"authorization", b"a"), (b"authorization", b"b")]
     with pytest.raises(Exception, match="two authorization headers"):
         door.guard.check({**scope, "headers": twice, "state": {}})
+    lengths = [(b"host", b"localhost"), *[(b"inference-header-content-length", b"1")] * 2]
+    with pytest.raises(Exception, match="two inference-header-content-length headers"):
+        door.guard.check({**scope, "headers": lengths, "state": {}})
     door.guard.check({**scope, "headers": [*twice[:2], (b"accept", b"a"), (b"accept", b"b")]})
 
 
