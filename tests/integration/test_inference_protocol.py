@@ -365,7 +365,8 @@ async def fails(asking: "Coroutine[Any, Any, object]", status: str) -> None:
 
 def test_a_full_queue_is_429_with_retry_after(model_file: "Path", photo: bytes) -> None:
     """The limits are those of ``/classify``, and so is the header that says when to come back."""
-    server = start_server(f"--model={model_file}", "--queue-size=2", "--no-idle-profiling")
+    flags = ("--queue-size=2", "--slo-ms=20000", "--no-idle-profiling")
+    server = start_server(f"--model={model_file}", *flags)
     try:
         server.wait_until_ready(300)
         with server.client() as http, ThreadPoolExecutor(32) as threads:
