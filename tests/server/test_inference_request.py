@@ -56,6 +56,10 @@ def test_encoded_images() -> None:
         nested = ["eA==", "eQ=="] if len(shape) == 1 else [["eA=="], ["eQ=="]]
         asked = read({"inputs": [tensor("image", "BYTES", shape, data=nested, **coded)]})
         assert asked.images == ["eA==", "eQ=="]
+        behind_it = packed([b"eA==", b"eQ=="])
+        told = {"parameters": {"content_type": "base64", "binary_data_size": len(behind_it)}}
+        asked = read({"inputs": [tensor("image", "BYTES", shape, **told)]}, behind_it)
+        assert asked.images == ["eA==", "eQ=="]
 
 
 @pytest.mark.parametrize(
