@@ -10,11 +10,12 @@ from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import console, events, merges
+from server import console, events, merges, open_inference
 from server.classification import CLIENT_GONE, ClassifyEndpoint
 from server.clock import monotonic
 from server.engine import Engine, load_engine
-from server.problems import add_problem_handlers, internal_problem, problem_response
+from server.inference_endpoint import InferenceEndpoint, is_inference
+from server.problems import add_problem_handlers, failure_response, internal_problem
 from server.request_ids import identify
 from server.request_record import RequestOutcome, RequestRecord
 from server.routes import router
@@ -62,14 +63,14 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     """
     service = Service(engine or load_engine(settings), settings, __version__)
     app = Application(service)
-    for part in (router, merges.router, events.router, console.router):
+    for part in (router, open_inference.router, merges.router, events.router, console.router):
         app.include_router(part)
     add_problem_handlers(app)
     return app
 
 
 class Application(FastAPI):
-    """FastAPI, and beside it the short way to the one endpoint that is called all the time."""
+    """FastAPI, and beside it the short way to the endpoints that are called all the time."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(
@@ -85,21 +86,26 @@ class Application(FastAPI):
         self.state.guard = guard
         self.add_middleware(Security, guard=guard)
         self.add_middleware(RequestContext, service=service)
-        self._endpoint = ClassifyEndpoint(service)
-        self._short_way = RequestContext(Security(self._endpoint, guard), service)
+        self._short_ways = [
+            (endpoint, RequestContext(Security(endpoint, guard), service))
+            for endpoint in (ClassifyEndpoint(service), InferenceEndpoint(service))
+        ]
 
     def openapi(self) -> dict[str, Any]:
         """The document of the API, with what the guard adds to each operation."""
         if self.openapi_schema is None:
-            self.openapi_schema = document_security(super().openapi(), self.state.guard.wants_keys)
+            document = super().openapi()
+            document["components"]["schemas"] |= open_inference.request_schema()
+            self.openapi_schema = document_security(document, self.state.guard.wants_keys)
         return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection of ASGI."""
-        if self._endpoint.takes(scope):
-            await self._short_way(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        for endpoint, way in self._short_ways:
+            if endpoint.takes(scope):
+                await way(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
 
 
 @asynccontextmanager
@@ -159,11 +165,11 @@ class RequestContext:
             logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if record.status:
                 raise  # the answer has begun: only cutting it off tells the client
-            answer = problem_response(internal_problem(request_id))
+            answer = failure_response(scope["path"], internal_problem(request_id))
             await answer(scope, receive, send_with_id)
         finally:
             record.ended_at = monotonic()
-            if scope["path"] == "/classify" and scope["method"] == "POST":
+            if _classifies(scope["method"], scope["path"]):
                 record.outcome = state.get("outcome") or self._outcome(record.status)
                 self._service.metrics.observe_request(record.outcome, record.duration_s)
             notify(self._service.on_finished, record)
@@ -172,3 +178,7 @@ class RequestContext:
         if status == 503:
             return "draining" if self._service.draining else "not_ready"
         return _OUTCOMES.get(status, "failed" if status else "abandoned")
+
+
+def _classifies(method: str, path: str) -> bool:
+    return (path == "/classify" and method == "POST") or is_inference(method, path)

@@ -15,7 +15,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
 from server.errors import ServeError
-from server.intake import Incoming, Wishes
+from server.incoming import FilesForm, Incoming, Wishes
 from server.interruption import ClientGone
 from server.problems import problem_of, problem_response
 from server.replies import image_result
@@ -28,8 +28,6 @@ CLIENT_GONE = 499
 QUERIES_KEPT = 256
 LONGEST_KEPT_QUERY = 256
 """Bytes; clients repeat theirs, and those that do not must not fill the memory."""
-
-_PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
 
 class ClassifyEndpoint:
@@ -72,7 +70,7 @@ async def classify(
     """
     try:
         incoming.record.query = query
-        served, answers = await service.classify(incoming, _wishes(query))
+        served, answers = await service.classify(incoming, FilesForm(Wishes.of(query)))
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
     errors = [a.result for a in answers if isinstance(a.result, ServeError)]
@@ -121,11 +119,3 @@ def _good_query(raw: bytes) -> ClassifyQuery | None:
 @lru_cache(QUERIES_KEPT)
 def _parse(raw: bytes) -> ClassifyQuery:
     return ClassifyQuery.model_validate(dict(QueryParams(raw)))
-
-
-def _wishes(query: ClassifyQuery) -> Wishes:
-    return Wishes(
-        deadline_s=None if query.deadline_ms is None else query.deadline_ms / 1000,
-        max_r=query.max_r,
-        priority=_PRIORITIES[query.priority],
-    )

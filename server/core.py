@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from server.agreement import Agreement, LiveAccuracy
 from server.batcher import Batcher
@@ -25,10 +26,11 @@ from server.errors import BadParameter, SettingsError
 from server.grid import GridMeasurement
 from server.history import History
 from server.idle import IdleShift, IdleWork
-from server.intake import Destination
+from server.incoming import Destination
 from server.merge_view import MergeView
 from server.metrics import Metrics
 from server.operating_table import OperatingTable
+from server.pixel_input import PixelFormat
 from server.policies import build_policy
 from server.resizing import faster
 from server.scheduler import Scheduler
@@ -178,8 +180,11 @@ def build_core(
         idle_work=IdleShift(works),
     )
     loaded, over = engine.loaded, asyncio.Event()
+    _, height, width = loaded.input_size
+    pixels = PixelFormat(height, width, loaded.mean, loaded.std, torch.from_numpy)
     destination = Destination(
-        loaded.name, loaded.labels, batcher, faster(loaded.transform), max(loaded.input_size[1:])
+        *(loaded.name, loaded.labels, batcher, faster(loaded.transform), max(height, width)),
+        pixels=pixels,
     )
     return Core(
         *(engine, batcher, controller, scheduler, destination, recent, over),

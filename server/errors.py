@@ -12,6 +12,8 @@
     ├── UnsupportedMedia   415  /problems/unsupported-media-type
     ├── UnknownHost        421  /problems/unknown-host
     ├── BadParameter       422  /problems/bad-parameter
+    ├── BadInference       400  /problems/bad-inference-request
+    ├── UnknownModel       404  /problems/unknown-model
     ├── QueueFull          429  /problems/queue-full          Retry-After
     │   ├── Overloaded     429  /problems/overloaded          Retry-After
     │   └── Busy           429  /problems/busy                Retry-After
@@ -96,6 +98,22 @@ class BadParameter(ServeError):
     status = 422
     type = "/problems/bad-parameter"
     title = "Bad parameter"
+
+
+class BadInference(ServeError):
+    """A request of the Open Inference Protocol that is none, or does not fit the model."""
+
+    status = 400
+    type = "/problems/bad-inference-request"
+    title = "Bad inference request"
+
+
+class UnknownModel(ServeError):
+    """The path names a model or a version that is not served."""
+
+    status = 404
+    type = "/problems/unknown-model"
+    title = "Unknown model"
 
 
 class QueueFull(ServeError):

@@ -16,66 +16,36 @@ from typing import TypeVar
 
 from PIL import Image
 
-from server.batcher import Batcher, ItemResult, Reservation, Submission, Terms
+from server.batcher import ItemResult, Reservation, Submission, Terms
 from server.clock import Clock
 from server.decoders import Decoders
 from server.errors import BadParameter, DeadlineExpired, Draining, ServeError
-from server.images import ImageLimits, decode, guard_pillow
-from server.interruption import Interruption, Receive, body_chunks
-from server.request_record import RequestRecord
+from server.images import ImageLimits, guard_pillow
+from server.incoming import (
+    DRAFT_FACTOR,
+    Destination,
+    FilesForm,
+    Form,
+    Incoming,
+    Part,
+    Reading,
+    Wishes,
+)
+from server.interruption import Interruption, body_chunks
 from server.settings import Settings
 from server.stats import RequestStats
-from server.uploads import BodyMemory, Upload, UploadLimits, check_headers, read_uploads
+from server.uploads import BodyMemory, UploadLimits
+
+__all__ = ["DRAFT_FACTOR", "Answer", "Destination", "Incoming", "Intake", "Wishes"]
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Part)
 
 BODY_TIMEOUT_S = 60.0
 """A body that takes longer than this is given up, so that idle uploads do not pile up."""
 
 BODIES_IN_MEMORY = 16
 """All bodies together may take this many times the largest allowed one."""
-
-DRAFT_FACTOR = 2
-"""JPEGs are decoded at this multiple of the model's input size at least."""
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """A request as it arrives: its headers, and where its body comes from."""
-
-    content_type: str
-    content_length: str | None
-    receive: Receive
-    arrived_at: float
-    record: RequestRecord
-
-
-@dataclass(frozen=True)
-class Destination:
-    """A model that is served: where images wait for it, and what they are made into.
-
-    Attributes:
-        name: of the model.
-        labels: of its classes.
-        batcher: takes the images.
-        transform: from an RGB image to its input.
-        input_side: its larger input side in pixels.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    batcher: Batcher
-    transform: Callable[[Image.Image], object]
-    input_side: int
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the request asks for; the deadline counts from its first byte."""
-
-    deadline_s: float | None = None
-    max_r: int | None = None
-    priority: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,7 +62,6 @@ Pending = asyncio.Future[ItemResult] | ServeError
 
 @dataclass(frozen=True)
 class _Decoded:
-    upload: Upload
     image: object
     problem: ServeError | None
     seconds: float
@@ -140,14 +109,14 @@ class Intake:
         self._all_read = asyncio.Event()
 
     async def classify(
-        self, destination: Callable[[], Destination], incoming: Incoming, wishes: Wishes
+        self, destination: Callable[[], Destination], incoming: Incoming, form: Form[Part]
     ) -> tuple[Destination, list[Answer]]:
         """Take one request from its first byte to one answer per file, in their order.
 
         Args:
             destination: says which model it goes to; asked once, when its body is there.
             incoming: the request.
-            wishes: what it asks for.
+            form: of its body, and what it asks for.
 
         Returns:
             where it went, and the answers.
@@ -156,18 +125,18 @@ class Intake:
             ServeError: the request as a whole was refused.
             ClientGone: nobody is waiting for the answer any more.
         """
-        check_headers(incoming.content_type, incoming.content_length, self._limits)
-        seconds = wishes.deadline_s or self._default_deadline_s
-        deadline = None if seconds is None else incoming.arrived_at + seconds
-        request = _Request(incoming, wishes, deadline, Interruption())
+        form.check(incoming, self._limits)
+        request = self._request(incoming, form, Interruption())
         async with request.scope:
             with self._memory.hold() as take:
-                uploads = await self._read(request, take)
-                incoming.record.bytes_in = sum([len(upload.data) for upload in uploads])
+                parts = await self._read(request, take, form)
+                incoming.record.bytes_in = sum([part.size for part in parts])
                 request.scope.watch(incoming.receive)
                 chosen = destination()
-                pending = await self._admit(request, uploads, chosen)
-            return chosen, await _collect(uploads, pending)
+                form.fit(chosen)
+                request = self._request(incoming, form, request.scope)
+                pending = await self._admit(request, parts, chosen, form.all_or_none)
+            return chosen, await _collect(parts, pending)
 
     async def prepare(
         self, incoming: Incoming, transform: Callable[[Image.Image], T], input_side: int
@@ -183,19 +152,16 @@ class Intake:
             ServeError: the request was refused; more than one image is.
             ClientGone: nobody is waiting for the answer any more.
         """
-        check_headers(incoming.content_type, incoming.content_length, self._limits)
-        request = _Request(incoming, Wishes(), None, Interruption())
+        form = FilesForm(Wishes())
+        form.check(incoming, self._limits)
+        request = _Request(incoming, form.wishes, None, Interruption())
         async with request.scope:
             with self._memory.hold() as take:
-                uploads = await self._read(request, take)
-                if len(uploads) != 1:
-                    raise BadParameter(f"{len(uploads)} images were sent; send one at a time")
+                parts = await self._read(request, take, form)
+                if len(parts) != 1:
+                    raise BadParameter(f"{len(parts)} images were sent; send one at a time")
                 request.scope.watch(incoming.receive)
-                (upload,) = uploads
-                if upload.problem is not None:
-                    raise upload.problem
-                limits, declared = self._limits_for(DRAFT_FACTOR * input_side), upload.content_type
-                job = partial(decode, upload.data, limits, transform, declared)
+                job = partial(parts[0].decode_with, self._limits_for, transform, input_side)
                 return await self._decoders.run(job)
 
     async def settle(self, grace_s: float) -> None:
@@ -211,7 +177,14 @@ class Intake:
         """End the decoders; what is being decoded is not waited for."""
         self._decoders.close()
 
-    async def _read(self, request: _Request, take: Callable[[int], None]) -> list[Upload]:
+    def _request(self, incoming: Incoming, form: Form[Part], scope: Interruption) -> _Request:
+        seconds = form.wishes.deadline_s or self._default_deadline_s
+        deadline = None if seconds is None else incoming.arrived_at + seconds
+        return _Request(incoming, form.wishes, deadline, scope)
+
+    async def _read(
+        self, request: _Request, take: Callable[[int], None], form: Form[P]
+    ) -> Sequence[P]:
         """The body, unless its time runs out or the server shuts down first."""
         incoming, scope = request.incoming, request.scope
         give_up = incoming.arrived_at + BODY_TIMEOUT_S
@@ -222,7 +195,7 @@ class Intake:
         self._reading.add(scope)
         try:
             chunks = body_chunks(incoming.receive, take)
-            return await read_uploads(incoming.content_type, chunks, self._limits)
+            return await form.read(Reading(chunks, self._limits, take, self._decoders.run))
         finally:
             scope.clear_timer()
             self._reading.discard(scope)
@@ -230,53 +203,53 @@ class Intake:
                 self._all_read.set()
 
     async def _admit(
-        self, request: _Request, uploads: Sequence[Upload], destination: Destination
+        self,
+        request: _Request,
+        parts: Sequence[Part],
+        destination: Destination,
+        all_or_none: bool,
     ) -> list[Pending]:
         """Places in the queue for all files or none, then decode, then queue the good ones."""
         wishes = request.wishes
         terms = Terms(request.deadline, wishes.max_r, wishes.priority)
-        with destination.batcher.reserve(len(uploads), terms) as places:
-            decoded = await self._decode_all(request, uploads, destination)
+        with destination.batcher.reserve(len(parts), terms) as places:
+            decoded = await self._decode_all(request, parts, destination)
+            if all_or_none:
+                bad = [self._report(request, item) for item in decoded if item.problem]
+                if bad:
+                    raise bad[0]
             return [self._submit(request, item, places) for item in decoded]
 
     async def _decode_all(
-        self, request: _Request, uploads: Sequence[Upload], destination: Destination
+        self, request: _Request, parts: Sequence[Part], destination: Destination
     ) -> list[_Decoded]:
         """Decode in the pool; the deadline ends it here, and from then on in the queue."""
         if request.deadline is not None:
             self._expire_at(request.deadline, "the image was being decoded", request.scope)
         started = self._clock()
         decode_one = partial(self._decode, destination, started)
-        jobs = [self._decoders.run(partial(decode_one, upload)) for upload in uploads]
+        jobs = [self._decoders.run(partial(decode_one, part)) for part in parts]
         try:
             return await _all(jobs)
         finally:
             request.scope.clear_timer()
 
-    def _decode(self, destination: Destination, started: float, upload: Upload) -> _Decoded:
-        """Decode one file, on a thread of the pool; a bad image is a result like any other."""
-        image, problem = None, upload.problem
-        data, upload.data = upload.data, bytearray()
-        if problem is None:
-            limits = self._limits_for(DRAFT_FACTOR * destination.input_side)
-            try:
-                image = decode(data, limits, destination.transform, upload.content_type)
-            except ServeError as error:
-                problem = error
-        return _Decoded(upload, image, problem, self._clock() - started)
+    def _decode(self, destination: Destination, started: float, part: Part) -> _Decoded:
+        """Decode one image, on a thread of the pool; a bad one is a result like any other."""
+        image = problem = None
+        try:
+            image = part.decode(self._limits_for, destination)
+        except ServeError as error:
+            problem = error
+        return _Decoded(image, problem, self._clock() - started)
 
     def _submit(self, request: _Request, item: _Decoded, places: Reservation) -> Pending:
         """Queue a decoded image, or report a bad one."""
-        arrived_at = request.incoming.arrived_at
         if item.problem is not None:
-            total_s = self._clock() - arrived_at
-            stats = RequestStats("bad_image", None, item.seconds, 0.0, 0.0, total_s)
-            request.incoming.record.images.append(stats)
-            self._on_image(stats)
-            return item.problem
+            return self._report(request, item)
         submission = Submission(
             payload=item.image,
-            received_at=arrived_at,
+            received_at=request.incoming.arrived_at,
             deadline=request.deadline,
             max_r=request.wishes.max_r,
             priority=request.wishes.priority,
@@ -284,6 +257,15 @@ class Intake:
             on_end=request.incoming.record.images.append,
         )
         return places.submit(submission)
+
+    def _report(self, request: _Request, item: _Decoded) -> ServeError:
+        """Note a bad image; its problem."""
+        assert item.problem is not None
+        total_s = self._clock() - request.incoming.arrived_at
+        stats = RequestStats("bad_image", None, item.seconds, 0.0, 0.0, total_s)
+        request.incoming.record.images.append(stats)
+        self._on_image(stats)
+        return item.problem
 
     def _expire_at(self, deadline: float, meanwhile: str, scope: Interruption) -> None:
         error = DeadlineExpired(f"The deadline passed while {meanwhile}; allow more time.")
@@ -295,7 +277,7 @@ async def _all(jobs: Sequence[Awaitable[T]]) -> list[T]:
     return [await jobs[0]] if len(jobs) == 1 else await asyncio.gather(*jobs)
 
 
-async def _collect(uploads: Sequence[Upload], pending: Sequence[Pending]) -> list[Answer]:
+async def _collect(parts: Sequence[Part], pending: Sequence[Pending]) -> list[Answer]:
     """Wait for all results; cancelling this cancels what has not come yet."""
     futures = [item for item in pending if isinstance(item, asyncio.Future)]
     if len(futures) > 1:
@@ -304,8 +286,8 @@ async def _collect(uploads: Sequence[Upload], pending: Sequence[Pending]) -> lis
         with suppress(Exception):  # looked at below
             await futures[0]
     return [
-        Answer(upload.filename, item if isinstance(item, ServeError) else _outcome(item))
-        for upload, item in zip(uploads, pending, strict=True)
+        Answer(part.filename, item if isinstance(item, ServeError) else _outcome(item))
+        for part, item in zip(parts, pending, strict=True)
     ]
 
 

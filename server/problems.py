@@ -1,7 +1,8 @@
 """Every failure as RFC 9457 ``application/problem+json``, whoever noticed it.
 
 Ours (``ServeError``), the framework's (validation, unknown path, wrong method) and bugs all leave
-by this door, so that a client sees one form, with a stable ``type``, and never a stack trace.
+by this door, so that a client sees one form, with a stable ``type``, and never a stack trace. Below
+``/v2`` that form is the Open Inference Protocol's, ``{"error": "…"}``.
 """
 
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from server.errors import BadParameter, ServeError
@@ -19,6 +21,8 @@ from server.schemas import Problem
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+PROTOCOL_PATH = "/v2"
+"""Below it the Open Inference Protocol is spoken."""
 
 
 def problem_of(error: ServeError, request_id: str) -> Problem:
@@ -40,6 +44,21 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
         dict(headers or {}),
         media_type=MEDIA_TYPE,
     )
+
+
+def speaks_inference_protocol(path: str) -> bool:
+    """Whether whoever asks for a path expects errors in the Open Inference Protocol's form."""
+    return path == PROTOCOL_PATH or path.startswith(PROTOCOL_PATH + "/")
+
+
+def failure_response(
+    path: str, problem: Problem, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A failure as answer, in the form that is spoken at the path that was asked for."""
+    if not speaks_inference_protocol(path):
+        return problem_response(problem, headers)
+    error = to_json({"error": problem.detail})
+    return Response(error, problem.status, dict(headers or {}), media_type="application/json")
 
 
 def internal_problem(request_id: str) -> Problem:
@@ -74,13 +93,15 @@ def documented(*errors: type[ServeError]) -> dict[int | str, dict[str, Any]]:
 
 async def _on_serve_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServeError)
-    return problem_response(problem_of(error, request.state.request_id), error.headers)
+    problem = problem_of(error, request.state.request_id)
+    return failure_response(request.url.path, problem, error.headers)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     detail = "; ".join(_sentence(item) for item in error.errors())
-    return problem_response(problem_of(BadParameter(detail), request.state.request_id))
+    problem = problem_of(BadParameter(detail), request.state.request_id)
+    return failure_response(request.url.path, problem)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -90,6 +111,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     detail = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND:
         detail = f"There is nothing at {request.url.path[:200]!r}; /docs lists what there is."
+        if speaks_inference_protocol(request.url.path):
+            detail += " GET /v2 names the protocol's extensions; statistics are at /metrics."
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "another method")
         detail = f"{request.method} does not work here; use {allowed}."
@@ -100,7 +123,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         detail=detail,
         request_id=request.state.request_id,
     )
-    return problem_response(problem, error.headers)
+    return failure_response(request.url.path, problem, error.headers)
 
 
 def _sentence(item: Mapping[str, Any]) -> str:

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from server.batcher import ItemResult
 from server.control_status import ControllerStatus, DegreeChange
 from server.engine import Engine
 from server.errors import ServeError
@@ -43,13 +43,15 @@ def image_result(
         "batch_size": result.batch_size,
         "queue_ms": round(result.queue_s * 1000, 3),
         "compute_ms": round(result.compute_s * 1000, 3),
-        "predictions": _best(result, labels, top_k),
+        "predictions": [
+            {"label": labels[index], "index": index, "score": score}
+            for index, score in best(result.output, top_k)
+        ],
     }
 
 
-def _best(result: ItemResult, labels: tuple[str, ...], top_k: int) -> list[dict[str, Any]]:
-    """The likeliest classes first; of equal ones the lower index."""
-    scores = result.output
+def best(scores: NDArray[np.float32], top_k: int) -> list[tuple[int, float]]:
+    """Index and score of the likeliest classes, these first; of equal ones the lower index."""
     if top_k < len(scores):  # sorting them all takes longer than finding the few
         partitioned = scores.copy()
         partitioned.partition(-top_k)
@@ -57,10 +59,7 @@ def _best(result: ItemResult, labels: tuple[str, ...], top_k: int) -> list[dict[
     else:
         candidates = np.arange(len(scores))
     order = candidates[(-scores[candidates]).argsort(kind="stable")][:top_k]
-    return [
-        {"label": labels[index], "index": index, "score": score}
-        for index, score in zip(order.tolist(), scores[order].tolist(), strict=True)
-    ]
+    return list(zip(order.tolist(), scores[order].tolist(), strict=True))
 
 
 def model_info(engine: Engine, reload: ReloadStatus | None = None) -> ModelInfo:

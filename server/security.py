@@ -1,7 +1,7 @@
 """The door: who may ask for what, before anything else looks at a request.
 
 `Guard` decides from the headers alone, `Security` is the layer of ASGI that asks it. It stands in
-front of both ways into the application, the framework's and the short one of ``POST /classify``.
+front of both ways into the application, the framework's and the short one of what is asked most.
 Limits on the connection itself are kept in `connections`, those on bodies in `uploads`.
 """
 
@@ -25,7 +25,7 @@ from server.errors import (
     Unauthorized,
     UnknownHost,
 )
-from server.problems import problem_of, problem_response
+from server.problems import failure_response, problem_of
 from server.rate_limit import RateLimiter
 from server.scopes import wanted_scopes
 from server.stats import RefusalReason
@@ -57,7 +57,10 @@ _DOCS_POLICY = (
 )
 """For /docs, whose scripts come from where the framework says."""
 
-_ONCE = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"origin"})
+_ONCE = frozenset(
+    {b"host", b"authorization", b"x-api-key", b"content-type", b"origin"}
+    | {b"content-encoding", b"inference-header-content-length"}
+)
 """Headers of which two would let two readers of a request see two requests."""
 
 
@@ -188,7 +191,8 @@ class Security:
         state = scope["state"]
         state["outcome"] = "limited" if isinstance(error, RateLimited) else "denied"
         logger.debug("refused: reason=%s request_id=%s", reason, state["request_id"])
-        answer = problem_response(problem_of(error, state["request_id"]), error.headers)
+        problem = problem_of(error, state["request_id"])
+        answer = failure_response(scope["path"], problem, error.headers)
         await answer(scope, receive, send)
 
 

@@ -20,7 +20,7 @@ from server.errors import (
     UnknownHost,
     UriTooLong,
 )
-from server.problems import documented
+from server.problems import documented, speaks_inference_protocol
 from server.scopes import wanted_scopes
 
 _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"})
@@ -60,7 +60,10 @@ def document_security(document: dict[str, Any], wants_keys: bool) -> dict[str, A
             if scopes := sorted(wanted_scopes(method.upper(), path)):
                 errors += _WHERE_KEYS_ARE_WANTED
                 _require(operation, scopes, wants_keys)
-            _add_answers(operation.setdefault("responses", {}), errors)
+            answers = operation.setdefault("responses", {})
+            _add_answers(answers, errors)
+            if speaks_inference_protocol(path):
+                _add_protocol_form(answers)
     return document
 
 
@@ -76,3 +79,11 @@ def _add_answers(responses: dict[str, Any], errors: tuple[type[ServeError], ...]
         there = responses.setdefault(str(status), answer)
         if there is not answer:
             there["description"] = f"{there['description']} / {answer['description']}"
+
+
+def _add_protocol_form(responses: dict[str, Any]) -> None:
+    """The door and the endpoints answer in the protocol's form, the connection's limits do not."""
+    schema = {"schema": {"$ref": "#/components/schemas/InferenceError"}}
+    for status, answer in responses.items():
+        if status.startswith(("4", "5")):
+            answer["content"] = {**answer.get("content", {}), "application/json": schema}

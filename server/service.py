@@ -16,7 +16,8 @@ from server.errors import DeviceLost, Draining, NotReady, SettingsError
 from server.feed import Feed
 from server.gpu_reading import gpu_reader
 from server.history import History, Snapshot
-from server.intake import Answer, Destination, Incoming, Intake, Wishes
+from server.incoming import Destination, Form, Incoming, Part
+from server.intake import Answer, Intake
 from server.metrics import Metrics
 from server.reload import Candidate, Reloads
 from server.reload_schemas import ReloadStage
@@ -126,7 +127,7 @@ class Service:
         return warm_up
 
     async def classify(
-        self, incoming: Incoming, wishes: Wishes
+        self, incoming: Incoming, form: Form[Part]
     ) -> tuple[Destination, list[Answer]]:
         """One request, from its first byte to one answer per file, and the model that gave them.
 
@@ -139,7 +140,7 @@ class Service:
         self.in_flight += 1
         try:
             return await self._intake.classify(
-                lambda: (self._core or core).destination, incoming, wishes
+                lambda: (self._core or core).destination, incoming, form
             )
         finally:
             self.in_flight -= 1

@@ -134,15 +134,15 @@ def check_headers(content_type: str, content_length: str | None, limits: UploadL
         UnsupportedMedia: neither a multipart form nor an image.
         ImageTooLarge: the announced length is above the limit.
     """
-    media_type = _media_type(content_type)
-    if media_type != "multipart/form-data" and not media_type.startswith("image/"):
-        found = f"The Content-Type {media_type[:80]!r}" if media_type else "A missing Content-Type"
+    kind = media_type(content_type)
+    if kind != "multipart/form-data" and not kind.startswith("image/"):
+        found = f"The Content-Type {kind[:80]!r}" if kind else "A missing Content-Type"
         raise UnsupportedMedia(
             f"{found} is not read here; {_HOW}, or as raw body with an image type "
             "(curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg …)"
         )
     if content_length is not None and content_length.isdecimal():
-        _check_total(int(content_length), limits)
+        check_total(int(content_length), limits)
 
 
 async def read_uploads(
@@ -160,26 +160,28 @@ async def read_uploads(
         BadParameter: a part with another name, none named ``file``, or too many.
         NotAnImage: the form is malformed or ends early.
     """
-    if _media_type(content_type) != "multipart/form-data":
+    if media_type(content_type) != "multipart/form-data":
         body: _Raw | _Form = _Raw(content_type, limits)
     else:
         body = _Form(content_type, limits)
     total = 0
     async for chunk in chunks:
         total += len(chunk)
-        _check_total(total, limits)
+        check_total(total, limits)
         body.write(chunk)
     return body.finish()
 
 
-def _check_total(count: int, limits: UploadLimits) -> None:
+def check_total(count: int, limits: UploadLimits) -> None:
+    """Refuse a body of so many bytes if that is too many; raises ``ImageTooLarge``."""
     if count > limits.max_body_bytes:
         raise ImageTooLarge(
             f"The request has more than {limits.max_body_bytes} bytes; send fewer or smaller images"
         )
 
 
-def _media_type(content_type: str) -> str:
+def media_type(content_type: str) -> str:
+    """A Content-Type without its parameters, in lower case."""
     return content_type.partition(";")[0].strip().lower()
 
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from PIL import Image
 from torch import Tensor
 
-from server import intake
+from server import incoming, intake
 from server.app import create_app
 from server.engine import Engine
 from server.service import Service
@@ -202,7 +202,7 @@ def test_deadline_also_counts_while_decoding(
     def slow(*arguments: Any) -> None:
         go.wait(20)
 
-    monkeypatch.setattr(intake, "decode", slow)
+    monkeypatch.setattr(incoming, "decode", slow)
 
     async def story(bench: Bench) -> None:
         answer = await bench.post("?deadline_ms=300")
@@ -269,7 +269,7 @@ def test_bug_is_a_500_without_a_trace(
     def bug(*arguments: Any) -> None:
         raise KeyError("inside information")
 
-    monkeypatch.setattr(intake, "decode", bug)
+    monkeypatch.setattr(incoming, "decode", bug)
 
     async def story(bench: Bench) -> None:
         answer = await bench.post()

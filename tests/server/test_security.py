@@ -34,11 +34,22 @@ ASKS = [
     ("POST", "/models/reload", {"control"}),
     ("GET", "/metrics", {"metrics"}),
     ("GET", "/events", {"metrics"}),
+    ("GET", "/v2", {"inference"}),
+    ("GET", "/v2/models/any", {"inference"}),
+    ("GET", "/v2/models/any/versions/1/ready", {"inference"}),
+    ("POST", "/v2/models/any/infer", {"inference"}),
+    ("POST", "/v2/models/any/versions/1/infer", {"inference"}),
+    ("POST", "/v2/models/any/unload", {"control"}),
+    ("POST", "/v2/models/any/more/infer", {"control"}),
+    ("POST", "/v2/repository/models/any/load", {"control"}),
     ("DELETE", "/classify", {"inference"}),
     ("GET", "/what/is/not/there", {"control"}),
     ("POST", "/console/anything", {"control"}),
 ]
-OPEN = ["/", "/healthz", "/readyz", "/docs", "/openapi.json", "/console/console.js"]
+OPEN = [
+    *("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/console/console.js"),
+    *("/v2/health/live", "/v2/health/ready"),
+]
 
 
 class Door:
@@ -86,15 +97,24 @@ def test_each_path_wants_its_scope(door: Door, method: str, target: str, scopes:
     for headers in ({}, {"authorization": f"Bearer {new_key()}"}, {"authorization": "Basic YTpi"}):
         status, answered, document = door.ask(method, target, headers)
         assert status == 401 and answered["www-authenticate"].startswith("Bearer")
-        assert document["type"] == "/problems/unauthorized" and "X-API-Key" in document["detail"]
+        assert "X-API-Key" in told(target, document, "unauthorized")
     for scope, key in KEYS.items():
         for headers in ({"authorization": f"bearer {key}"}, {"x-api-key": key}):
             status, _, document = door.ask(method, target, headers)
             assert status == (200 if scope in scopes else 403)
             if status == 403:
-                assert document["type"] == "/problems/missing-scope"
-                assert all(repr(wanted) in document["detail"] for wanted in scopes)
+                detail = told(target, document, "missing-scope")
+                assert all(repr(wanted) in detail for wanted in scopes)
                 assert key not in json.dumps(document)
+
+
+def told(target: str, document: Any, slug: str) -> str:
+    """What a refusal says, in the form that belongs to the path."""
+    if target.startswith("/v2"):
+        assert set(document) == {"error"}
+        return str(document["error"])
+    assert document["type"] == f"/problems/{slug}"
+    return str(document["detail"])
 
 
 @pytest.mark.parametrize("path", OPEN)
@@ -183,6 +203,9 @@ def test_two_of_a_header_are_refused() -> None:
     twice = [(b"host", b"localhost"), (b"authorization", b"a"), (b"authorization", b"b")]
     with pytest.raises(Exception, match="two authorization headers"):
         door.guard.check({**scope, "headers": twice, "state": {}})
+    lengths = [(b"host", b"localhost"), *[(b"inference-header-content-length", b"1")] * 2]
+    with pytest.raises(Exception, match="two inference-header-content-length headers"):
+        door.guard.check({**scope, "headers": lengths, "state": {}})
     door.guard.check({**scope, "headers": [*twice[:2], (b"accept", b"a"), (b"accept", b"b")]})
 
 
