@@ -49,7 +49,7 @@ class RetryPolicy:
             failures: from 1 on.
             draw: from 0 to 1, drawn at random.
         """
-        doublings = min(failures - 1, 60)  # beyond, the number would leave what a float holds
+        doublings = min(failures - 1, 1000)  # more is no float any more
         whole_s = min(self.longest_delay_s, self.first_delay_s * 2.0**doublings)
         return whole_s * (0.5 + 0.5 * draw)
 
@@ -63,12 +63,11 @@ class RetryPolicy:
         """
         if not error.repeatable or failures >= self.attempts:
             return None
-        asked_s = error.retry_after_s
-        if asked_s is None:
-            return self.backoff_s(failures, draw)
+        asked_s = error.retry_after_s or 0.0
         if asked_s > self.longest_retry_after_s:
             return None
-        return asked_s + min(SPREAD * asked_s, self.longest_delay_s) * draw
+        obeyed_s = asked_s + min(SPREAD * asked_s, self.longest_delay_s) * draw
+        return max(obeyed_s, self.backoff_s(failures, draw))
 
 
 SPREAD = 0.25
