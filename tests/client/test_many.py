@@ -107,7 +107,7 @@ def test_it_is_patient_with_an_overload(kind: Kind) -> None:
     script = Script((*[full] * 9, served_as_many_as_sent))
     client = script.client(kind, budget=tocom_client.RetryBudget(reserve=0))
     (outcome,) = ask(client, "classify_many", [JPEG])
-    assert outcome.error is None and script.slept == [1.0] * 9
+    assert outcome.error is None and script.slept == [*[1.0] * 5, 1.6, *[2.5] * 3]
 
 
 @both

@@ -3,6 +3,7 @@
 import math
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -97,7 +98,9 @@ def test_any_conversation_keeps_to_its_terms(
     Each attempt is told what is left; no wait passes the deadline; all of it together takes no
     longer than the deadline and the grace that the last answer is given.
     """
-    now, sends, error = 50.0, [], None
+    now = 50.0
+    sends: list[tuple[str, Any]] = []
+    error: TocomClientError | None = None
     terms = Terms(policy, RetryBudget(1, 100), 60, lambda: now, lambda: draw, lambda: NOW)
     timer = Timer(terms.clock, deadline_s)
     call = Call("POST", "/classify", lambda answer: answer, deadlined=True, repeatable=twice)
