@@ -238,6 +238,8 @@ class AsyncClient:
                 return None
             case Encode(source):
                 try:
+                    if isinstance(source, bytes):
+                        return encode(source)  # nothing to wait for, so no thread
                     return await asyncio.to_thread(encode, source)
                 except InvalidImage as error:
                     return error
