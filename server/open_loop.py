@@ -5,7 +5,7 @@ blind to the queue that real users would stand in. Here the arrival times are dr
 latency counts from the time at which a request was due. Nothing here judges; needs aiohttp.
 
 The load is not sent by `tocom_client`: that client waits, repeats and gives up as a good caller
-should, which is the opposite of what is measured here, and costs several times aiohttp's time for a
+should, which is the opposite of what is measured here, and takes seven times aiohttp's time for a
 request, on cores that the server under test needs. It does what an operator would: `Client.control`
 reads and turns the dial, each request once.
 """
