@@ -75,6 +75,7 @@ class AsyncClient:
             headers=self._address.headers,
             verify=verify,
             limits=limits(),
+            trust_env=self._address.behind_proxies,
             transport=transport,
         )
 

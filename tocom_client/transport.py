@@ -1,5 +1,6 @@
 """httpx: how an attempt is put into it, and what its errors mean."""
 
+import ipaddress
 import math
 import os
 import ssl
@@ -52,6 +53,15 @@ class Address:
             raise ValueError("the API key has characters that no key has; is it complete?")
         bearer = {"Authorization": f"Bearer {key}"} if key else {}
         return cls(url, Secret({"User-Agent": "tocom-client", **bearer}))
+
+    @property
+    def behind_proxies(self) -> bool:
+        """Whether the environment's proxies apply; none of them leads to this machine itself."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return not ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host != "localhost"
 
 
 class Secret(dict[str, str]):

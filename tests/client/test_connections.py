@@ -17,6 +17,7 @@ import pytest
 import tocom_client
 from tests.client.scripted import JPEG, RESULT, Kind, ask
 from tocom_client import AsyncClient, Client, RetryPolicy, conversation
+from tocom_client.transport import Address
 
 both = pytest.mark.parametrize("kind", ["sync", "async"])
 
@@ -133,6 +134,18 @@ def test_a_connection_that_breaks_is_opened_anew(kind: Kind, step: str) -> None:
         assert found.top.label == "cat"
         assert len(server.requests) == 3 and len(set(server.requests)) == 1
         assert server.requests[0].endswith(JPEG)
+
+
+@both
+def test_no_proxy_stands_before_this_machine(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says of proxies; to other machines they lead."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    with loopback("answer") as server:
+        assert ask(client_of(kind, server.url), "classify", JPEG).r == 4
+        for url in ("http://localhost:1", "http://[::1]:1", "http://127.9.9.9"):
+            assert not Address.of(url, "").behind_proxies
+        assert Address.of("https://vision.example.com", "").behind_proxies
 
 
 @both
