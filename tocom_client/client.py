@@ -127,8 +127,8 @@ class Client:
         Args:
             image: a path, an encoded image's bytes, an open binary file, or an image of Pillow's.
             top_k: how many classes to return.
-            deadline_s: seconds for all of it, retries included; the server is told what is left, and
-                goes by it in place of its own latency objective. None: no deadline.
+            deadline_s: seconds for all of it, retries included; the server is told what is left,
+                and goes by it in place of its own latency objective. None: no deadline.
             max_r: accept no more compression than this degree; beats a pin.
             priority: whose images go first under load.
             request_id: names the request in the server's log; None: one is made up.
