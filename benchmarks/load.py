@@ -98,13 +98,13 @@ async def _drive(url: str, photos: list[bytes], options: argparse.Namespace) -> 
             await settle(client)
             return await _phases(client, images_per_s, options)
         finally:
-            await client.compression(mode="auto")
+            await client.control.auto()
 
 
 async def _phases(client: Client, images_per_s: float, options: argparse.Namespace) -> Run:
     """All phases without a break between them, while the server's own view is sampled."""
     seen, slo_s = Watch(), await client.gauge("tocom_slo_seconds")
-    r_source: int = (await client.compression())["r_source"]
+    r_source: int = (await client.control.compression()).r_source
     phases = [*options.phases, PIN_PHASE] if options.pin_test else options.phases
     spans, due = _schedule(phases, images_per_s, options)
     watching = asyncio.create_task(watch(client, SAMPLE_S, seen))
@@ -156,11 +156,11 @@ async def _turn_dial(client: Client, span: Span, r: int) -> PinTest:
     async with asyncio.TaskGroup() as group:
         multiparts = [group.create_task(send_files(share)) for share in MULTIPARTS]
         await until(0.5)
-        before = await client.compression()
+        before = await client.control.compression()
         asked_s = loop.time()
-        after = await client.compression(r=min(r, before["levels"][-1]["r"]))
+        after = await client.control.pin(min(r, before.levels[-1].r))
         replied_s = loop.time()
-    return PinTest(before["r"], after["r"], asked_s, replied_s, [m.result() for m in multiparts])
+    return PinTest(before.r, after.r, asked_s, replied_s, [m.result() for m in multiparts])
 
 
 if __name__ == "__main__":

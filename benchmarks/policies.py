@@ -30,6 +30,7 @@ from server.errors import SettingsError
 from server.open_loop import Client, closed_loop
 from server.replay import Replay, replay
 from server.served_process import serve
+from tocom_client import Client as Operator
 from tocom_core.errors import TocomError
 
 TRACES = ("step:0.5x20,1.5x60,0.5x20", "gamma:0.9x60,cv2=4")
@@ -126,21 +127,21 @@ def _setting(path: Path, options: argparse.Namespace) -> Setting:
 
 
 async def _single_s(url: str, options: argparse.Namespace) -> float:
-    pictures = await _pictures(url, options)
+    pictures = _pictures(url, options)
     async with Client(url, pictures.files, 0) as client:
         return await single_latency_s(client)
 
 
 async def _measured(url: str, options: argparse.Namespace, slo_s: float) -> Setting:
     """Capacities at r=0 and at the highest degree, on the server with the SLO."""
-    pictures = await _pictures(url, options)
+    pictures = _pictures(url, options)
     async with Client(url, pictures.files, 0) as client:
-        model, state = await client.model(), await client.compression()
+        model, state = await client.control.model(), await client.control.compression()
         lowest = await capacity(client, 0)
-        highest = await capacity(client, state["max_r"])
+        highest = await capacity(client, state.max_r)
     return Setting(
         flags=tuple(options.server),
-        model=f"{model['name']} ({model['digest'][:12]})",
+        model=f"{model.name} ({model.digest[:12]})",
         slo_s=slo_s,
         capacity=lowest.images_per_s,
         highest=highest.r,
@@ -149,9 +150,9 @@ async def _measured(url: str, options: argparse.Namespace, slo_s: float) -> Sett
     )
 
 
-async def _pictures(url: str, options: argparse.Namespace) -> Pictures:
-    async with Client(url, (), 0) as client:
-        labels = (await client.model())["labels"]
+def _pictures(url: str, options: argparse.Namespace) -> Pictures:
+    with Operator(url) as operator:
+        labels = operator.model().labels
     return open_pictures(options.images, options.split, options.image_count, labels)
 
 
@@ -203,7 +204,7 @@ async def _serve_trace(
     url: str, options: argparse.Namespace, slo_s: float, unit: float, trace: Trace, seed: int
 ) -> Replay:
     """One replay on a fresh server, after a warm-up."""
-    pictures = await _pictures(url, options)
+    pictures = _pictures(url, options)
     async with Client(url, pictures.files, 0) as client:
         await closed_loop(client, WARM_UP_S, 1)
         await settle(client)

@@ -24,7 +24,6 @@ import os
 import re
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,7 @@ from tqdm import tqdm
 from benchmarks.overhead_client import closed_loop, raw_request
 from benchmarks.photographs import photographs
 from server.served_process import MeasurementError, ServedProcess, serve
+from tocom_client import Client
 from tocom_core.throughput import Spread
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ def main() -> None:
     pixels = _decoded(engine, photos)
     degrees = [r for r in options.r if r <= engine.max_r]
     rounds: dict[int, list[dict[str, float]]] = {r: [] for r in degrees}
-    with serve(flags) as server:
+    with serve(flags) as server, Client(server.url) as client:
         requests = [raw_request(photo) for photo in photos]
         for done in tqdm(range(options.rounds), unit="round", leave=False):
             for r in degrees if done % 2 else reversed(degrees):
-                served = _serve_for(server, r, requests, options)
+                served = _serve_for(server, client, r, requests, options)
                 batch = max(1, round(served["batch"]))
                 offline = runner.run(_compute_for(engine, pixels, batch, r, options.seconds))
                 ratio = served["images_per_s"] / offline
@@ -118,34 +118,36 @@ def _decoded(engine: "Engine", photos: Sequence[bytes]) -> list[Any]:
 
 
 def _serve_for(
-    server: ServedProcess, r: int, requests: Sequence[bytes], options: argparse.Namespace
+    server: ServedProcess,
+    client: Client,
+    r: int,
+    requests: Sequence[bytes],
+    options: argparse.Namespace,
 ) -> dict[str, float]:
     """One turn of the server: images/s, mean batch, and who used the cores."""
     port = int(server.url.rsplit(":", 1)[1])
-    pin = urllib.request.Request(f"{server.url}/compression?r={r}", method="PUT")
-    urllib.request.urlopen(pin).close()
+    client.pin(r)
     closed_loop(port, requests, options.connections, WARM_UP_S)
-    batches, threads = _batches(server.url), _thread_seconds(port)
+    batches, threads = _batches(client), _thread_seconds(port)
     load = closed_loop(port, requests, options.connections, options.seconds)
-    after, used = _batches(server.url), _thread_seconds(port)
+    after, used = _batches(client), _thread_seconds(port)
     if load.failures:
         raise MeasurementError(f"{len(load.failures)} failures, {load.failures[0][-300:]!r}")
     capacity_s = load.taken_s * (os.cpu_count() or 1)
     shares = {name: (used[name] - threads[name]) / capacity_s for name in used}
-    count, client = len(load.latencies_s), load.cpu_s / capacity_s
+    count, own = len(load.latencies_s), load.cpu_s / capacity_s
     return {
         "images_per_s": count / load.taken_s,
         "batch": (after[0] - batches[0]) / max(1.0, after[1] - batches[1]),
-        "client": client,
-        "model's part": shares["model"] / (client + sum(shares.values())),
+        "client": own,
+        "model's part": shares["model"] / (own + sum(shares.values())),
         **shares,
     }
 
 
-def _batches(url: str) -> tuple[float, float]:
+def _batches(client: Client) -> tuple[float, float]:
     """Images and batches so far, from the server's metrics."""
-    with urllib.request.urlopen(f"{url}/metrics") as page:
-        text = page.read().decode()
+    text = client.metrics()
     found = [re.search(rf"^tocom_batch_size_{n} (\S+)", text, re.M) for n in ("sum", "count")]
     images, count = (float(match[1]) if match else 0.0 for match in found)
     return images, count

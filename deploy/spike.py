@@ -26,6 +26,7 @@ from typing import Any
 
 from deploy.drill_rules import SCRAPE_S
 from deploy.grafana.sent_queries import expanded, targets
+from tocom_client import Client
 
 TRACE = "step:0.3x30,3x40,0.3x60"
 ALERT = "TocomSloBurnFast"
@@ -126,11 +127,12 @@ def get(url: str) -> Any:
 
 def _bench(stack: Stack, trace: str) -> None:
     """Replay the trace; the report of the bench itself goes to stderr."""
-    levels = get(f"{stack.server}/compression")["levels"]
+    with Client(stack.server) as client:
+        lowest = client.compression().levels[0]
     slo_s = _instant(stack, "max(tocom_slo_seconds)")
     command = [
         *(sys.executable, "-m", "server.cli", "bench", f"--url={stack.server}", "--seeds", "0"),
-        *(f"--trace={trace}", f"--capacity={levels[0]['images_per_s']:.1f}"),
+        *(f"--trace={trace}", f"--capacity={lowest.images_per_s:.1f}"),
         *(f"--slo-ms={1000 * slo_s:g}", "--image-count=50"),
     ]
     subprocess.run(command, stdout=sys.stderr, check=True)

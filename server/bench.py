@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(BenchOptions, own, PROG, DESCRIPTION)
     trace = options.parsed_trace()
     _check_flags(options, flags)
-    _need("aiohttp", "bench")
+    for module in ("aiohttp", "httpx"):
+        _need(module, "bench")
     if options.output is not None:
         _prepare_folder(Path(options.output), plot=options.plot)
     from server.bench_report import as_json, as_markdown  # needs aiohttp, as the next one does

@@ -26,6 +26,8 @@ from server.replay import Replay, replay
 from server.served_process import MeasurementError, serve
 from server.settings import Settings
 from server.timeline_plot import PlottedRun, plot_timeline
+from tocom_client import Client as Operator
+from tocom_client import TocomClientError
 
 logger = logging.getLogger(__name__)
 
@@ -80,15 +82,15 @@ class BenchRun:
             logger.info("starting a server")
             with serve([*self._flags, *flags]) as served:
                 yield served.url
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TocomClientError, TimeoutError) as error:
             raise MeasurementError(f"the server cannot be measured: {error}") from error
 
     async def _measure_slo_ms(self, url: str) -> float:
         """Ten times the latency of a single request at r=0, to a tenth of a millisecond."""
-        pictures = await self._open_pictures(url)
+        pictures = self._open_pictures(url)
         logger.info("measuring the latency of a single request")
         async with Client(url, pictures.files, 0) as client:
-            mode = (await client.compression())["mode"]
+            mode = (await client.control.compression()).mode
             try:
                 single_s = await single_latency_s(client)
             finally:
@@ -98,31 +100,31 @@ class BenchRun:
 
     async def _bench(self, url: str) -> None:
         """Everything that happens on the server with the SLO; the dial is given back."""
-        pictures = await self._open_pictures(url)
+        pictures = self._open_pictures(url)
         async with Client(url, pictures.files, 0) as client:
-            state = await client.compression()
+            state = await client.control.compression()
             try:
                 await self._compare_slo(client)
-                await self._measure_capacity(client, state["max_r"])
+                await self._measure_capacity(client, state.max_r)
                 await self._save_profile(client)
                 if self._trace is not None:
                     await self._replay_all(client, self._trace, url, pictures)
             finally:
-                await restore(client, state["mode"])
+                await restore(client, state.mode)
         self.report.complete = True
         self._write()
 
-    async def _open_pictures(self, url: str) -> Pictures:
+    def _open_pictures(self, url: str) -> Pictures:
         """The photographs, with classes of the model that is served there."""
         if self._pictures is None:
             options = self._options
-            async with Client(url, (), 0) as client:
-                model = await client.model()
+            with Operator(url) as operator:
+                model = operator.model()
             self._pictures = open_pictures(
-                options.images, options.split, options.image_count, model["labels"]
+                options.images, options.split, options.image_count, model.labels
             )
-            self.report.model = f"{model['name']} ({model['digest'][:12]})"
-            self.report.device = f"{model['device']}, {model['dtype']}"
+            self.report.model = f"{model.name} ({model.digest[:12]})"
+            self.report.device = f"{model.device}, {model.dtype}"
             self.report.correctness_unknown = self._pictures.unknown
         return self._pictures
 

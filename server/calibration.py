@@ -12,7 +12,8 @@ import logging
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from server.answered_batches import Batch, find_batches
@@ -20,6 +21,7 @@ from server.arrivals import Phase, PhasedTrace
 from server.capacity import capacity
 from server.open_loop import Answer, Client, open_loop
 from server.served_process import MeasurementError
+from tocom_client import Level, ModelInfo
 from tocom_core.latency_profile import Accuracy, LatencyProfile, Measurement, ServingOverhead
 
 logger = logging.getLogger(__name__)
@@ -43,15 +45,15 @@ async def calibrate(client: Client, max_batch_size: int) -> LatencyProfile:
     Raises:
         MeasurementError: hardly any batch was seen whole.
     """
-    state = await client.compression()
-    degrees = _spread([level["r"] for level in state["levels"]])
+    state = await client.control.compression()
+    degrees = _spread([level.r for level in state.levels])
     rates = {r: (await capacity(client, r, CAPACITY_S)).images_per_s for r in degrees}
     answers: dict[int, list[Answer]] = defaultdict(list)
     round_trips_s: list[float] = []
     for load in LOADS:
         logger.info("batches at %.0f %% of each degree's capacity", 100 * load)
         for r in degrees:
-            await client.compression(r=r)
+            await client.control.pin(r)
             answers[r] += await _answers_at(client, load * rates[r], round_trips_s)
     measurements = [
         measurement
@@ -64,13 +66,13 @@ async def calibrate(client: Client, max_batch_size: int) -> LatencyProfile:
             "the server hardly answered while its batches were to be measured; is it up, and does "
             "its queue have room?"
         )
-    model = await client.model()
+    model = await client.control.model()
     return LatencyProfile(
         device=_device(model),
         model=_model(model),
-        work=_work(state["levels"]),
+        work=_work(state.levels),
         measurements=tuple(measurements),
-        accuracies=_accuracies(state["levels"]),
+        accuracies=_accuracies(state.levels),
         serving=serving_overhead(overheads_s, round_trips_s),
         max_batch_size=max_batch_size,
     )
@@ -145,21 +147,22 @@ def _spread_of(times: Sequence[float]) -> float:
     return statistics.stdev([math.log(time) for time in times])
 
 
-def _work(levels: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+def _work(levels: Sequence[Level]) -> dict[int, float]:
     """Cost relative to r=0 as the server believes it; the fit needs it for degrees between."""
-    return {level["r"]: min(1.0, 1 / level["relative_throughput"]) for level in levels}
+    return {level.r: min(1.0, 1 / level.relative_throughput) for level in levels}
 
 
-def _accuracies(levels: Sequence[Mapping[str, Any]]) -> tuple[Accuracy, ...]:
+def _accuracies(levels: Sequence[Level]) -> tuple[Accuracy, ...]:
     """As the server expects them; over how many images it does not tell, so one is claimed."""
-    known = [(level["r"], level["expected_accuracy"]) for level in levels]
+    known = [(level.r, level.expected_accuracy) for level in levels]
     return tuple(Accuracy(r, value, "evaluation", 1) for r, value in known if value is not None)
 
 
-def _device(model: Mapping[str, Any]) -> dict[str, str | int]:
-    return {"device": model["device"], "dtype": model["dtype"], "measured": "under load, over HTTP"}
+def _device(model: ModelInfo) -> dict[str, str | int]:
+    return {"device": model.device, "dtype": model.dtype, "measured": "under load, over HTTP"}
 
 
-def _model(model: Mapping[str, Any]) -> dict[str, Any]:
+def _model(model: ModelInfo) -> dict[str, Any]:
     names = ("name", "architecture", "digest", "method", "prop_attn", "r_source", "bank")
-    return {name: model[name] for name in names}
+    told = asdict(model)
+    return {name: told[name] for name in names}

@@ -7,16 +7,13 @@ will, so that a trace's multiples of the capacity mean what they say.
 import asyncio
 import logging
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import aiohttp
 
 from server.answered_batches import find_batches
 from server.arrivals import Phase, PhasedTrace
 from server.open_loop import Answer, Client, closed_loop, open_loop
 from server.served_process import MeasurementError
+from tocom_client import CompressionStatus, TocomClientError
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +54,7 @@ async def single_latency_s(client: Client, r: int = 0, seconds: float = SINGLE_S
     Raises:
         MeasurementError: next to none was answered.
     """
-    await client.compression(r=r)
+    await client.control.pin(r)
     await closed_loop(client, WARM_UP_S, 1)
     answers = await closed_loop(client, seconds, 1)
     good = [answer.latency_s for answer in answers if answer.status == 200]
@@ -80,7 +77,7 @@ async def capacity(client: Client, r: int, seconds: float = CAPACITY_S) -> Capac
     Raises:
         MeasurementError: hardly anything was answered.
     """
-    await client.compression(r=r)
+    await client.control.pin(r)
     before, client.deadline_ms = client.deadline_ms, PATIENT_MS
     try:
         await closed_loop(client, WARM_UP_S, CONNECTIONS)
@@ -128,15 +125,15 @@ async def settle(client: Client) -> None:
     resting place, and a server may have been told not to measure.
     """
     loop = asyncio.get_running_loop()
-    await client.compression(mode="auto")
+    await client.control.auto()
     await asyncio.sleep(FORGET_S)
-    state = _progress(await client.compression())
+    state = _progress(await client.control.compression())
     give_up, changed = loop.time() + SETTLE_WITHIN_S, loop.time()
     while loop.time() < give_up:
         if state.done or loop.time() - changed >= REST_S:
             return
         await asyncio.sleep(LOOK_EVERY_S)
-        before, state = state, _progress(await client.compression())
+        before, state = state, _progress(await client.control.compression())
         if state != before:
             changed = loop.time()
     logger.info("the server still changes or measures its degrees; going on")
@@ -145,8 +142,8 @@ async def settle(client: Client) -> None:
 async def restore(client: Client, mode: str) -> None:
     """Give the dial back as it was found; a pin counts as `auto`, and a server may be gone."""
     try:
-        await client.compression(mode="shadow" if mode == "shadow" else "auto")
-    except (aiohttp.ClientError, TimeoutError) as error:
+        await (client.control.shadow() if mode == "shadow" else client.control.auto())
+    except TocomClientError as error:
         logger.warning("the dial could not be handed back: %s", error)
 
 
@@ -163,10 +160,10 @@ class _Progress:
         return self.low and not self.unmeasured
 
 
-def _progress(state: Mapping[str, Any]) -> _Progress:
+def _progress(state: CompressionStatus) -> _Progress:
     """Read it from the state of the dial."""
-    unmeasured = sum(not level["measured"] for level in state["levels"])
-    return _Progress(state["r"], state["r"] <= state["min_r"], unmeasured)
+    unmeasured = sum(not level.measured for level in state.levels)
+    return _Progress(state.r, state.r <= state.min_r, unmeasured)
 
 
 def _kinds(answers: list[Answer]) -> str:

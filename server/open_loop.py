@@ -3,6 +3,11 @@
 A closed loop (so many connections, each waiting for its answer) slows down with the server and is
 blind to the queue that real users would stand in. Here the arrival times are drawn beforehand, and
 latency counts from the time at which a request was due. Nothing here judges; needs aiohttp.
+
+The load is not sent by `tocom_client`: that client waits, repeats and gives up as a good caller
+should, which is the opposite of what is measured here, and takes seven times aiohttp's time for a
+request, on cores that the server under test needs. It does what an operator would: `Client.control`
+reads and turns the dial, each request once.
 """
 
 import asyncio
@@ -16,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import aiohttp
+
+from tocom_client import NEVER, AsyncClient, TocomClientError
 
 CONNECTIONS = 2000
 """More than ever wait at the server; beyond it requests wait here, and their latency counts on."""
@@ -92,7 +99,12 @@ class Client:
         photos: JPEG files; sent in a shuffled order, over and over.
         seed: of that order.
         deadline_ms: sent with each request; None: none. May be changed between requests.
+
+    Attributes:
+        control: the same server as its operator sees it; nothing that it sends is repeated.
     """
+
+    control: AsyncClient
 
     def __init__(
         self, url: str, photos: Sequence[bytes], seed: int, deadline_ms: float | None = None
@@ -112,9 +124,11 @@ class Client:
             connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
         )
+        self.control = AsyncClient(self._url, timeout_s=TIMEOUT_S, retry=NEVER)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.control.aclose()
         await self._session.close()
 
     def _query(self) -> dict[str, str]:
@@ -136,14 +150,6 @@ class Client:
             form.add_field("file", self._photos[photo], filename=name, content_type=kind)
         return await self._post(photos[0], None, data=form)
 
-    async def compression(self, **change: str | int) -> dict[str, Any]:
-        """Read the state of the dial, or change it."""
-        return await self._json("PUT" if change else "GET", "/compression", change)
-
-    async def model(self) -> dict[str, Any]:
-        """Read what is served."""
-        return await self._json("GET", "/model", {})
-
     async def round_trip_s(self) -> float:
         """Return how long the smallest request takes."""
         started = self._loop.time()
@@ -157,12 +163,6 @@ class Client:
             reply.raise_for_status()
             found = re.search(rf"^{name} (\S+)", await reply.text(), re.MULTILINE)
         return float(found[1]) if found else math.nan
-
-    async def _json(self, method: str, path: str, query: dict[str, str | int]) -> dict[str, Any]:
-        async with self._session.request(method, path, params=query) as reply:
-            reply.raise_for_status()
-            answer: dict[str, Any] = await reply.json()
-            return answer
 
     def _next(self) -> int:
         photo = self._order[self._sent % len(self._order)]
@@ -226,11 +226,11 @@ async def watch(client: Client, every_s: float, seen: Watch) -> None:
     while True:
         started = loop.time()
         try:
-            dial = await client.compression()
+            dial = await client.control.compression()
             took_s = loop.time() - started
             depth = await client.gauge("tocom_queue_depth")
-            seen.samples.append(Sample(started, took_s, dial["mode"], dial["r"], depth))
-        except (aiohttp.ClientError, TimeoutError) as failure:
+            seen.samples.append(Sample(started, took_s, dial.mode, dial.r, depth))
+        except (aiohttp.ClientError, TocomClientError, TimeoutError) as failure:
             seen.failures.append(f"{type(failure).__name__}: {failure}")
         next_s = max(next_s + every_s, loop.time())
         await asyncio.sleep(next_s - loop.time())

@@ -23,9 +23,10 @@ from server.settings import ENV_PREFIX, ONLY_VARIABLES, Settings
 logger = logging.getLogger(__name__)
 
 OTHER_VARIABLES = frozenset(
-    {"TOCOM_DATA", "TOCOM_FUZZ_EXAMPLES", "TOCOM_REQUIRE_SYSTEM", "TOCOM_SYSTEM_FULL_IMAGE"}
+    {"TOCOM_API_KEY", "TOCOM_URL"}
+    | {"TOCOM_DATA", "TOCOM_FUZZ_EXAMPLES", "TOCOM_REQUIRE_SYSTEM", "TOCOM_SYSTEM_FULL_IMAGE"}
 )
-"""Variables with the prefix that belong to the tests and benchmarks, not to the server."""
+"""Variables with the prefix that belong to the client, the tests and benchmarks, not the server."""
 
 
 def load_settings(argv: Sequence[str]) -> Settings:

@@ -2,10 +2,11 @@
 
 import asyncio
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import cast
 
 from server.open_loop import Answer, Client, Served
+from tocom_client import AsyncClient, CompressionStatus, Level, ModelInfo
 
 
 @dataclass
@@ -26,7 +27,6 @@ class Machine:
     measured_per_s: float = math.inf
     stays: bool = False
     alive: bool = True
-    changes: list[dict[str, Any]] = field(default_factory=list)
 
     def batch_s(self, r: int, size: int) -> float:
         """Return how long a batch takes."""
@@ -44,7 +44,8 @@ class FakeTarget(Client):
     def __init__(self, machine: Machine, busy_r: int = 0) -> None:
         self.machine = machine
         self.mode, self.r = "auto", 0
-        self._busy_r, self._handed_back_s = busy_r, -math.inf
+        self.busy_r, self.handed_back_s = busy_r, -math.inf
+        self.control = cast(AsyncClient, FakeControl(self))
         self._waiting: list[tuple[float, asyncio.Future[Served]]] = []
         self._computing: asyncio.Task[None] | None = None
         self._batches = 0
@@ -70,35 +71,6 @@ class FakeTarget(Client):
         image = await result
         return Answer(photo, due_s, sent_s, loop.time(), 200, (image,))
 
-    async def compression(self, **change: str | int) -> dict[str, Any]:
-        """Turn the dial; the degree comes down five seconds after it was handed back."""
-        now = asyncio.get_running_loop().time()
-        if change:
-            self.machine.changes.append(change)
-            pinned = "r" in change
-            self.mode = "pinned" if pinned else str(change["mode"])
-            self.r = int(change["r"]) if pinned else self._busy_r
-            self._handed_back_s = math.inf if pinned else now
-        if self.mode != "pinned" and not self.machine.stays and now >= self._handed_back_s + 5:
-            self.r = 0
-        measured = self.machine.measured_per_s * now
-        levels = [
-            {
-                "r": r,
-                "measured": number < measured,
-                "relative_throughput": 1 / (1 - r / 32),
-                "expected_accuracy": None if r % 2 else 0.9 - r / 100,
-            }
-            for number, r in enumerate(self.machine.levels)
-        ]
-        highest = self.machine.levels[-1]
-        return {"mode": self.mode, "r": self.r, "min_r": 0, "max_r": highest, "levels": levels}
-
-    async def model(self) -> dict[str, Any]:
-        """Say what is served."""
-        names = ("name", "architecture", "digest", "method", "device", "dtype")
-        return {name: name for name in names} | {"prop_attn": True, "r_source": 0, "bank": None}
-
     async def round_trip_s(self) -> float:
         """Take two milliseconds."""
         return 0.002
@@ -117,3 +89,67 @@ class FakeTarget(Client):
                 queue_ms = 1000 * (started_s - joined_s)
                 result.set_result(Served(r, len(batch), queue_ms, 1000 * took_s, 0, 0.9))
         self._computing = None
+
+
+class FakeControl:
+    """What an operator can do with that server; stands in for the client's `control`."""
+
+    def __init__(self, target: FakeTarget) -> None:
+        self._target = target
+
+    async def pin(self, r: int) -> CompressionStatus:
+        """Hold a degree."""
+        return await self._turn("pinned", r)
+
+    async def auto(self) -> CompressionStatus:
+        """Hand it back."""
+        return await self._turn("auto", self._target.busy_r)
+
+    async def shadow(self) -> CompressionStatus:
+        """Watch the policy."""
+        return await self._turn("shadow", self._target.busy_r)
+
+    async def _turn(self, mode: str, r: int) -> CompressionStatus:
+        target = self._target
+        target.mode, target.r = mode, r
+        now = asyncio.get_running_loop().time()
+        target.handed_back_s = math.inf if mode == "pinned" else now
+        return await self.compression()
+
+    async def compression(self) -> CompressionStatus:
+        """The dial; the degree comes down five seconds after it was handed back."""
+        target, machine = self._target, self._target.machine
+        now = asyncio.get_running_loop().time()
+        if target.mode != "pinned" and not machine.stays and now >= target.handed_back_s + 5:
+            target.r = 0
+        levels = tuple(
+            Level(
+                r,
+                relative_throughput=1 / (1 - r / 32),
+                images_per_s=1 / machine.batch_s(r, 1),
+                batch_size=1,
+                measured=number < machine.measured_per_s * now,
+                pays=True,
+                allowed=True,
+                expected_accuracy=None if r % 2 else 0.9 - r / 100,
+            )
+            for number, r in enumerate(machine.levels)
+        )
+        return CompressionStatus(target.mode, target.r, 0, 0, machine.levels[-1], levels)
+
+    async def model(self) -> ModelInfo:
+        """What is served."""
+        return ModelInfo(
+            *("name", "architecture", "digest"),
+            labels=("a", "b"),
+            input_size=(3, 32, 32),
+            transform={},
+            method="merge",
+            prop_attn=True,
+            r_source=0,
+            max_r=self._target.machine.levels[-1],
+            bank=None,
+            device="device",
+            dtype="dtype",
+            backend="eager",
+        )

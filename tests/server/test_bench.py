@@ -47,7 +47,9 @@ def test_nonsense_is_wrong_usage(
     assert reason in told.err and told.out == ""
 
 
-@pytest.mark.parametrize(("module", "extra"), [("aiohttp", "bench"), ("matplotlib", "plots")])
+@pytest.mark.parametrize(
+    ("module", "extra"), [("aiohttp", "bench"), ("httpx", "bench"), ("matplotlib", "plots")]
+)
 def test_missing_extras_are_named_before_anything_is_measured(
     module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +66,10 @@ def test_missing_extras_are_named_before_anything_is_measured(
 def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1, without a traceback."""
     assert cli.main(["bench", "--trace", "step", "--url", "http://127.0.0.1:9"]) == 1
-    assert "tocom: the server cannot be measured: Cannot connect" in capsys.readouterr().err
+    assert (
+        "tocom: the server cannot be measured: the server cannot be reached"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_trace_is_parsed_with_its_window() -> None:

@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponseError, web
+from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from server.open_loop import Answer, Client, Watch, closed_loop, open_loop, watch
 from tests.server.fake_target import FakeTarget, Machine
 from tests.server.fakes import loop_time, run_virtual
+from tocom_client import NotReady
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -131,19 +132,21 @@ def test_images_with_problems_are_left_out() -> None:
 
 
 def test_the_dial_is_turned_by_query() -> None:
-    """Reading is a GET, changing a PUT; a refusal of the change is raised."""
+    """Reading is a GET, changing a PUT, each sent once; a refusal of the change is raised."""
 
     async def dial(request: web.Request) -> web.Response:
         asked.append((request.method, request.path, dict(request.query)))
-        status = 422 if request.query.get("r") == "99" else 200
-        return web.json_response({"mode": "auto"}, status=status)
+        status = 503 if request.query.get("r") == "99" else 200
+        dial = {"mode": "auto", "r": 0, "r_source": 0, "min_r": 0, "max_r": 8, "levels": []}
+        return web.json_response(dial, status=status)
 
     asked: list[tuple[str, str, dict[str, str]]] = []
-    assert ask(dial, lambda client: client.compression()) == {"mode": "auto"}
-    ask(dial, lambda client: client.compression(r=8))
+    assert ask(dial, lambda client: client.control.compression()).mode == "auto"
+    ask(dial, lambda client: client.control.pin(8))
     assert asked == [("GET", "/compression", {}), ("PUT", "/compression", {"r": "8"})]
-    with pytest.raises(ClientResponseError):
-        ask(dial, lambda client: client.compression(r=99))
+    with pytest.raises(NotReady):
+        ask(dial, lambda client: client.control.pin(99))
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(

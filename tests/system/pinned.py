@@ -19,8 +19,13 @@ from tests.system.machine import ROOT
 def runtime_entries() -> dict[str, Path]:
     """Name and place of everything in site-packages that a plain install would put there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return entries_of(project["dependencies"])
+
+
+def entries_of(requirements: Iterable[str]) -> dict[str, Path]:
+    """The same of other requirements."""
     entries: dict[str, Path] = {}
-    for name in _closure(project["dependencies"]):
+    for name in _closure(requirements):
         distribution = importlib.metadata.distribution(name)
         for file in distribution.files or ():
             top = file.parts[0]

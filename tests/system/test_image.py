@@ -46,10 +46,12 @@ def test_image_gives_up_rights(docker: Docker, image: str):
 def test_image_holds_the_wheel_only(docker: Docker, image: str):
     """The packages come from the wheel; no source tree, test or build tool of ours lies around."""
     script = (
-        "import server, tocom_core, pathlib; print(server.__file__, *pathlib.Path('/').iterdir())"
+        "import server, tocom_core, importlib.util, pathlib; "
+        "print(server.__file__, importlib.util.find_spec('tocom_client').origin, "
+        "*pathlib.Path('/').iterdir())"
     )
     where = docker("run", "--rm", "--entrypoint=python", image, "-c", script)
-    assert "-packages/server" in where
+    assert "-packages/server" in where and "-packages/tocom_client" in where
     assert "/src" not in where.split()
 
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.system.machine import ROOT, free_port, run, running, wait_until_ready
-from tests.system.pinned import runtime_entries
+from tests.system.pinned import entries_of, runtime_entries
 
 # It needs no other program, but half a minute.
 pytestmark = pytest.mark.system
@@ -26,13 +26,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_holds_packages_weights_and_types(wheel: Path):
-    """Both packages, their type markers and the default model are inside, and nothing of tests."""
+    """All packages, their type markers and the default model are inside, and nothing of tests."""
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"tocom_core/py.typed", "server/py.typed"} <= set(names)
+    packages = ("tocom_core", "server", "tocom_client")
+    assert {f"{package}/py.typed" for package in packages} <= set(names)
     weights = [Path(name).name for name in names if name.startswith("tocom_core/_weights/")]
     assert {"model.safetensors", "bank.safetensors", "README.md"} <= set(weights)
     assert {name.split("/")[0].partition("-")[0] for name in names} == {
         "server",
+        "tocom_client",
         "tocom_core",
         "tocom_serve",
     }
@@ -55,6 +57,20 @@ def test_installed_wheel_serves_in_an_empty_folder(wheel: Path, photo: bytes, tm
     assert list(folder.iterdir()) == []
 
 
+def test_the_client_needs_httpx_alone(wheel: Path, tmp_path: Path):
+    """`pip install --no-deps` of the wheel, and httpx: no PyTorch, no server, and it works."""
+    environment = tmp_path / "environment"
+    run([sys.executable, "-m", "venv", environment])
+    python = environment / "bin" / "python"
+    link_entries(python, entries_of(["httpx"]))
+    run([python, "-m", "pip", "install", "--no-index", "--no-deps", "--quiet", wheel], env=CLEAN)
+    script = (
+        "import importlib.util, tocom_client; assert importlib.util.find_spec('torch') is None; "
+        "print(tocom_client.Client('http://127.0.0.1:1').ready())"
+    )
+    assert run([python, "-c", script], env=CLEAN).strip() == "False"
+
+
 CLEAN = {"PYTHONPATH": ""}
 
 
@@ -62,10 +78,15 @@ def install(wheel: Path, environment: Path) -> Path:
     """Install the wheel into a fresh environment that holds only what it requires."""
     run([sys.executable, "-m", "venv", environment])
     python = environment / "bin" / "python"
-    script = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(run([python, "-c", script]).strip())
-    for name, path in runtime_entries().items():
-        if not os.path.lexists(site / name):
-            (site / name).symlink_to(path)
+    link_entries(python, runtime_entries())
     run([python, "-m", "pip", "install", "--no-index", "--quiet", wheel], env=CLEAN)
     return environment / "bin" / "tocom"
+
+
+def link_entries(python: Path, entries: dict[str, Path]) -> None:
+    """Let this environment have what lies in ours."""
+    script = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run([python, "-c", script]).strip())
+    for name, path in entries.items():
+        if not os.path.lexists(site / name):
+            (site / name).symlink_to(path)
