@@ -1,13 +1,14 @@
 """What an examination finds: one line each, with what to mend."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from server.errors import ServeError, SettingsError
-from tocom_core.errors import TocomError
+from tocom_core.errors import BankMismatchWarning, TocomError
 
 Level = Literal["ok", "note", "warning", "problem"]
 
@@ -48,7 +49,10 @@ def examine(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Findi
 
 @contextmanager
 def overheard(check: str) -> Iterator[list[Finding]]:
-    """Gather the warnings that are logged meanwhile, as findings."""
+    """Gather what is logged or raised as a warning meanwhile, as findings.
+
+    A bank of another backbone is left to whoever looks at the bank.
+    """
     heard: list[Finding] = []
 
     class _Listener(logging.Handler):
@@ -58,6 +62,10 @@ def overheard(check: str) -> Iterator[list[Finding]]:
     listener, root = _Listener(logging.WARNING), logging.getLogger()
     root.addHandler(listener)
     try:
-        yield heard
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always")
+            yield heard
     finally:
         root.removeHandler(listener)
+    other = [warning for warning in raised if warning.category is not BankMismatchWarning]
+    heard += [Finding(check, "warning", str(warning.message)) for warning in other]
