@@ -35,6 +35,7 @@ COMMANDS = {
     "train": Command("tocom_core.distillation", "train a bank by self-distillation"),
     "evaluate": Command("tocom_core.evaluation", "measure accuracy per degree"),
     "key": Command("server.key_command", "make an API key, and the line that makes it known"),
+    "doctor": Command("server.doctor", "examine whether serving would work here, and well"),
     "profile": Command("server.profiling", "measure latency and agreement per degree"),
     "bench": Command("server.bench", "replay a trace of arrivals against a running server"),
     "simulate": Command("server.simulator", "replay a trace in simulated time"),

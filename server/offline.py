@@ -1,32 +1,48 @@
-"""``tocom classify``: image files to classes, without a server."""
+"""`tocom classify`: image files and folders to classes, without a server.
+
+    tocom classify cat.jpg dog.png                      the likeliest classes, as text
+    tocom classify photos/ --output classes.csv --r 8   a folder and below; .csv or .jsonl
+    tocom classify photos/ --format jsonl | jq …
+
+With `--output` the same call goes on after an interruption. Exit code 1 if a file could not be
+classified.
+"""
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.errors import ServeError, SettingsError
-from server.images import ImageLimits, decode, guard_pillow
+from tqdm import tqdm
+
+from server.errors import SettingsError
+from server.image_files import image_files
+from server.offline_results import ResultFile, show
 from server.settings import Settings
 from server.settings_sources import flag_of, load_settings
 
 if TYPE_CHECKING:
     from server.engine import Engine
 
-_MODEL_SETTINGS = ("model", "architecture", "labels", "bank", "r_source", "device", "dtype")
+_MODEL_SETTINGS = (
+    *("model", "architecture", "labels", "bank", "r_source", "scaling", "method", "prop_attn"),
+    *("device", "dtype", "threads", "backend", "lanes", "max_batch_size", "decode_workers"),
+    *("max_image_bytes", "max_image_pixels"),
+)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Classify files and print the result; 1 if one of them could not be classified.
+    """Classify files and print or write the answers; 1 if one of them could not be classified.
 
     Raises:
-        SettingsError: a setting or ``--r`` is wrong.
+        SettingsError: a setting, a flag or a place is wrong, or `--output` holds something else.
         TocomError: the model or bank cannot be loaded.
+        KeyboardInterrupt: interrupted; what was written to `--output` can be continued.
     """
     given = _build_parser().parse_args(argv)
     settings = load_settings(_settings_flags(given))
+    files = image_files(given.files)
     from server.engine import load_engine  # takes seconds; wrong usage is told before
 
     engine = load_engine(settings)
@@ -34,24 +50,91 @@ def main(argv: Sequence[str]) -> int:
         r = engine.r_source if given.r is None else given.r
         if not 0 <= r <= engine.max_r:
             raise SettingsError(f"--r {r}: this model has degrees 0 to {engine.max_r}")
-        results = [_classify(engine, settings, path, r, given.top_k) for path in given.files]
+        if given.output is None:
+            return _print(engine, settings, given, files, r)
+        return _write(engine, settings, given, files, r)
     finally:
         engine.close()
-    print(json.dumps(results, indent=2) if given.json else "\n".join(map(_text, results)))
-    return int(any("error" in result for result in results))
+
+
+def _print(
+    engine: "Engine", settings: Settings, given: argparse.Namespace, files: list[Path], r: int
+) -> int:
+    """Answers to stdout."""
+    failed = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal failed
+        for results in _with_progress(engine, settings, files, r, given.top_k):
+            for result in results:
+                failed += "error" in result
+                yield result
+
+    show(given.format, counted(), given.top_k)
+    return int(failed > 0)
+
+
+def _write(
+    engine: "Engine", settings: Settings, given: argparse.Namespace, files: list[Path], r: int
+) -> int:
+    """Answers to a file that may have been begun."""
+    run = {"model": engine.loaded.digest[:12], "r": r}
+    output = ResultFile(given.output, given.top_k, run, overwrite=given.overwrite)
+    try:
+        todo = [file for file in files if str(file) not in output.done]
+        before, failed = len(files) - len(todo), output.failed
+        for results in _with_progress(engine, settings, todo, r, given.top_k):
+            output.write(results)
+            failed += sum("error" in result for result in results)
+    finally:
+        output.close()
+    told = f", {before} were there before" if before else ""
+    wrong = f"; {failed} could not be classified, see 'error'" if failed else ""
+    print(f"{given.output}: {len(todo)} files{told}{wrong}", file=sys.stderr)
+    return int(failed > 0)
+
+
+def _with_progress(
+    engine: "Engine", settings: Settings, files: list[Path], r: int, top_k: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The answers; a bar on stderr, where that is a terminal."""
+    from server.offline_run import classify_files  # PyTorch is loaded by now
+
+    with tqdm(total=len(files), unit="image", disable=None) as bar:
+        for results in classify_files(engine, settings, files, r, top_k):
+            yield results
+            bar.update(len(results))
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tocom classify", description="Classify image files without a server."
+        prog="tocom classify",
+        description="Classify image files, and folders of them, without a server.",
+        epilog="With --output the same call goes on after an interruption.",
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="PATH", help="a file, or a folder and all below it"
+    )
     parser.add_argument("--r", type=int, help="degree of compression [r_source]")
     parser.add_argument("--top-k", type=_positive, default=5, help="classes per image [5]")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write there, .csv or .jsonl, and go on there"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin --output anew instead of going on"
+    )
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--format",
+        choices=("text", "json", "jsonl", "csv"),
+        default="text",
+        help="of what is printed without --output [text]",
+    )
+    kinds.add_argument("--json", dest="format", action="store_const", const="json", help="a list")
     for name in _MODEL_SETTINGS:
         text = f"{Settings.model_fields[name].description} Also TOCOM_{name.upper()}."
-        parser.add_argument(flag_of(name), default=argparse.SUPPRESS, help=text)
+        default = argparse.SUPPRESS
+        parser.add_argument(flag_of(name), default=default, help=text.replace("%", "%%"))
     return parser
 
 
@@ -65,32 +148,3 @@ def _positive(text: str) -> int:
 def _settings_flags(given: argparse.Namespace) -> list[str]:
     """Those of the settings that were given, as ``tocom serve`` would take them."""
     return [f"{flag_of(n)}={getattr(given, n)}" for n in _MODEL_SETTINGS if n in given]
-
-
-def _classify(
-    engine: "Engine", settings: Settings, path: Path, r: int, top_k: int
-) -> dict[str, Any]:
-    from server.resizing import faster  # PyTorch is loaded by now
-
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-    guard_pillow(limits)
-    try:
-        image = decode(path.read_bytes(), limits, faster(engine.loaded.transform))
-        scores = engine.run_blocking([image], r).outputs[0]
-        if isinstance(scores, ServeError):
-            raise scores
-    except (ServeError, OSError) as error:
-        return {"file": str(path), "error": str(error)}
-    best = scores.argsort()[::-1][:top_k].tolist()
-    predictions = [
-        {"label": engine.labels[i], "index": i, "score": round(float(scores[i]), 6)} for i in best
-    ]
-    return {"file": str(path), "r": r, "predictions": predictions}
-
-
-def _text(result: dict[str, Any]) -> str:
-    if "error" in result:
-        print(f"tocom: {result['file']}: {result['error']}", file=sys.stderr)
-        return f"{result['file']}: not classified"
-    lines = [f"  {p['score']:7.2%}  {p['label']}" for p in result["predictions"]]
-    return "\n".join([f"{result['file']}: r={result['r']}", *lines])
