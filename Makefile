@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 export UV_HTTP_TIMEOUT ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv serve test test-fuzz audit sbom scan-image test-system test-compose test-image-cuda dashboard lint format bench soak build constraints clean
+.PHONY: help .venv serve test test-fuzz audit sbom scan-image test-system test-compose test-image-cuda dashboard manifests lint format bench soak build constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  %-18s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ test-compose: $(STAMP) ## compose for real: a load spike, the degree's way up an
 
 dashboard: $(STAMP) ## write Grafana's dashboard from its code in deploy/grafana
 	$(BIN)/python -m deploy.grafana.dashboard
+
+manifests: $(STAMP) ## render deploy/kubernetes into build/manifests and check it (needs kubectl)
+	$(BIN)/python -m deploy.kubernetes.prometheus_rule
+	$(BIN)/python -m deploy.kubernetes.validation build/manifests
 
 test-image-cuda: $(STAMP) ## the image tests on a full image with PyPI's CUDA wheels (very long)
 	TOCOM_SYSTEM_FULL_IMAGE=1 $(BIN)/python -m pytest -m system tests/system/test_image.py $(PYTEST_ARGS)

@@ -47,6 +47,9 @@ STUCK_S = 30.0
 """A peer may let an answer lie for so long without taking any of it."""
 _SPARE_FILES = 256
 """Open files beside connections: the model's, logs, wake-up pipes."""
+PROBES = frozenset({b"/healthz", b"/readyz"})
+_PROBE_CONNECTIONS, _PROBES_PER_CLIENT = 16, 2
+"""Beyond the limit, for probes alone: who finds no room to ask takes a busy server for dead."""
 
 
 class Connections:
@@ -97,7 +100,14 @@ class Connections:
         if self._next_look is None:
             self._next_look = connection.loop.call_later(LOOK_EVERY_S, self._look_at_all)
         if full:
-            return TooManyConnections(f"The server holds {self._most} connections; try again soon.")
+            error = TooManyConnections(
+                f"The server holds {self._most} connections; try again soon."
+            )
+            spare = self._of_client[client] <= _PROBES_PER_CLIENT
+            if not spare or len(self._open) > self._most + _PROBE_CONNECTIONS:
+                return error
+            connection.unless_probe = error
+            return None
         if self._of_client[client] > self._most_per_client:
             if connection.client and self._proxies.is_trusted(connection.client[0]):
                 return None
@@ -143,6 +153,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal: ServeError | None = None
         self._deaf = False
         self.counted_as = "-"
+        self.unless_probe: ServeError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it, and say so if there is no room."""
@@ -193,7 +204,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self._fail(HeadersTooLarge(f"There are more than {MAX_HEADERS} headers; send fewer."))
         if len(self.pipeline) >= MAX_PIPELINED:
             self._fail(BadRequest(f"{MAX_PIPELINED} requests wait on this connection already."))
+        if self.unless_probe is not None and self.url not in PROBES:
+            self._fail(self.unless_probe)
         super().on_headers_complete()
+        if self.unless_probe is not None and self.cycle is not None:
+            self.cycle.keep_alive = False
         # The list belongs to the request from now on; a trailer must not become one of its headers.
         self.headers = _NO_TRAILERS
         self._head_since = None
@@ -275,7 +290,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._answer_and_close()  # what came before was good
             return
         error = self._refusal or BadRequest("This is no HTTP/1.1 request that could be read.")
-        self._hang_up(error, "bad_http")
+        full = error is self.unless_probe
+        self._hang_up(error, "too_many_connections" if full else "bad_http")
 
     def _answer_and_close(self) -> None:
         """Listen no more, and close after the answers that are due."""

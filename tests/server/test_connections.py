@@ -263,7 +263,8 @@ def test_connections_are_counted() -> None:
         )
         proxied = [bench.connect("10.0.0.1") for _ in range(3)]
         assert not any(wire.is_closing() for _, wire in proxied)
-        _, over = bench.connect("192.0.2.2")
+        late, over = bench.connect("192.0.2.2")
+        late.data_received(GET)
         assert over.statuses == [503] and over.closing
         assert bench.refusals == ["too_many_connections"] * 2
         for protocol, _ in first:
@@ -273,6 +274,33 @@ def test_connections_are_counted() -> None:
 
     limits: dict[str, Any] = {"max_connections": 6, "max_connections_per_client": 2}
     tell(story, trusted_proxies="10.0.0.0/8", **limits)
+
+
+def test_probes_find_room_when_connections_are_all_taken() -> None:
+    """Who asks whether we live is answered, once a connection; so much is not for everybody."""
+
+    async def story(bench: Bench) -> None:
+        for n in range(4):
+            bench.connect(f"192.0.2.{n}")
+        for path in (b"/healthz", b"/readyz"):
+            probe, wire = bench.connect("192.0.2.100")
+            probe.data_received(GET.replace(b"/x", path))
+            await settle()
+            assert wire.statuses == [200] and wire.is_closing()
+            probe.connection_lost(None)
+        for path in (b"/healthz/", b"/healthz?x", b"/classify"):
+            other, wire = bench.connect("192.0.2.100")
+            other.data_received(GET.replace(b"/x", path))
+            assert wire.statuses == [503] and wire.is_closing()
+            other.connection_lost(None)
+        greedy = [bench.connect("192.0.2.101")[1] for _ in range(3)]
+        assert [wire.is_closing() for wire in greedy] == [False, False, True]
+        many = [bench.connect(f"198.51.100.{n}")[1] for n in range(20)]
+        assert [wire.is_closing() for wire in many] == [False] * 13 + [True] * 7
+        assert [scope["path"] for scope in bench.served] == ["/healthz", "/readyz"]
+        assert set(bench.refusals) == {"too_many_connections"}
+
+    tell(story, max_connections=4)
 
 
 def test_a_network_of_addresses_is_one_client() -> None:

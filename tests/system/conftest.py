@@ -18,8 +18,9 @@ from server.machine_figures import GpuUse
 from server.metrics import Metrics
 from tests.system.built_image import docker, image
 from tests.system.machine import ROOT, free_port, running, tool, wait_until, wait_until_ready
+from tests.system.rendered import container_spec, objects, pod_spec, rendered
 
-__all__ = ["docker", "image"]
+__all__ = ["container_spec", "docker", "image", "objects", "pod_spec", "rendered"]
 
 SCRAPE_S = 1
 

@@ -15,6 +15,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from deploy.grafana.dashboard import dashboard_json
 from deploy.grafana.queries import OBJECTIVE
 from deploy.grafana.sent_queries import DASHBOARD, PANELS
+from deploy.kubernetes.prometheus_rule import OUTPUT, prometheus_rule
 from server.settings import Settings
 from tests.system.machine import ROOT, run
 
@@ -166,6 +167,17 @@ def test_dashboard_and_rules_have_one_objective():
     rules = load(RULES / "recording.yml")["groups"][0]["rules"]
     (budget,) = [r["expr"] for r in rules if r["record"] == "tocom_slo_error_budget_ratio"]
     assert float(budget.removeprefix("vector(").removesuffix(")")) == pytest.approx(1 - OBJECTIVE)
+
+
+def test_rules_for_kubernetes_are_the_shipped_ones():
+    """The custom resource is what its code makes: the groups of deploy/prometheus/rules."""
+    assert OUTPUT.read_text() == prometheus_rule(), "run `make manifests`"
+    shipped = [
+        group
+        for file in sorted(RULES.glob("*.yml"))
+        for group in yaml.safe_load(file.read_text())["groups"]
+    ]
+    assert yaml.safe_load(prometheus_rule())["spec"]["groups"] == shipped
 
 
 def test_panels_do_not_overlap():
