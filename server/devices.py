@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from server.cores import usable_cores
 from server.degrees import product_name
 from server.errors import SettingsError
 from server.settings import Settings
@@ -29,7 +30,8 @@ class Place:
 def choose_places(settings: Settings) -> tuple[Place, ...]:
     """Return the devices that the settings name; replicas on the CPU share out its threads.
 
-    As a side effect PyTorch's number of threads is set, where the settings say so.
+    As a side effect PyTorch's number of threads is set, to what the settings say, else to no more
+    than the process may use at once.
 
     Raises:
         DeviceError: no such device on this machine.
@@ -37,6 +39,8 @@ def choose_places(settings: Settings) -> tuple[Place, ...]:
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    elif torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())  # PyTorch knows nothing of a container's quota
     threads = torch.get_num_threads()
     names = settings.device_names
     if names == ("all",):

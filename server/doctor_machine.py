@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import resource
 from collections.abc import Iterator
@@ -11,13 +10,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from server.api_keys import load_keys
+from server.cores import CGROUP, affinity, cpu_quota, usable_cores
 from server.findings import Finding
 from server.security import check_exposure
 from server.serving import bind
 from server.settings import Settings
 
 PACKAGE = "tocom-serve"
-CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 MIB = 2**20
 LEAST_MEMORY_MIB = 1024
@@ -60,18 +59,17 @@ def _unmet(wanted: Requirement) -> str:
 
 def cores(settings: Settings, cgroup: Path = CGROUP) -> Iterator[Finding]:
     """How many cores there are for how many threads."""
-    usable = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    usable = float(affinity())
     quota = cpu_quota(cgroup)
     if quota is not None and quota < usable:
         told = f"{usable:g} cores, of which this container may use {quota:g}"
-        threads = settings.threads or usable
-        if threads > quota:
-            least = max(1, int(quota))
+        least = usable_cores(cgroup)
+        if settings.threads > least:
             yield Finding(
                 "cores",
                 "warning",
-                f"{told}; {threads:g} threads would wait for each other",
-                f"set --threads {least} (and OMP_NUM_THREADS={least})",
+                f"{told}; threads={settings.threads} would wait for each other",
+                f"set --threads {least}, or leave it out",
             )
             return
         yield Finding("cores", "ok", told)
@@ -85,15 +83,6 @@ def cores(settings: Settings, cgroup: Path = CGROUP) -> Iterator[Finding]:
         )
         return
     yield Finding("cores", "ok", f"{usable:g} cores")
-
-
-def cpu_quota(cgroup: Path = CGROUP) -> float | None:
-    """Cores that the control group (v2) allows; None: no limit, or none known."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def memory(cgroup: Path = CGROUP, meminfo: Path = MEMINFO) -> Iterator[Finding]:

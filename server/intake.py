@@ -7,7 +7,6 @@ request early (deadline, client gone, shutdown) ends it by ``Interruption``, whe
 """
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from PIL import Image
 
 from server.batcher import ItemResult, Reservation, Submission, Terms
 from server.clock import Clock
+from server.cores import usable_cores
 from server.decoders import Decoders
 from server.errors import BadParameter, DeadlineExpired, Draining, ServeError
 from server.images import ImageLimits, guard_pillow
@@ -104,7 +104,7 @@ class Intake:
         self._limits_for = cache(lambda draft_side: replace(limits, draft_side=draft_side))
         guard_pillow(limits)
         self._memory = BodyMemory(BODIES_IN_MEMORY * settings.max_body_bytes)
-        self._decoders = Decoders(settings.decode_workers or os.cpu_count() or 1)
+        self._decoders = Decoders(settings.decode_workers or usable_cores())
         self._reading: set[Interruption] = set()
         self._all_read = asyncio.Event()
 

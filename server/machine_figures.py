@@ -4,10 +4,10 @@ Processor time and memory of the process itself come from Prometheus' own client
 they are to be compared with, and the GPU's use, which `gpu_reading` asks the driver for.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from server.cores import usable_cores
 from server.stats import Figure
 
 
@@ -39,7 +39,7 @@ def machine_figures(gpus: Mapping[int, GpuUse]) -> Iterator[Figure]:
         "tocom_usable_cpus",
         "Cores that the process may run on; process_cpu_seconds_total grows by so much a second "
         "at most.",
-        _usable_cpus(),
+        usable_cores(),
     )
     yield Figure(
         "tocom_gpu_utilization_ratio",
@@ -62,10 +62,3 @@ def machine_figures(gpus: Mapping[int, GpuUse]) -> Iterator[Figure]:
         "Memory of a GPU that the server has taken for tensors; absent without one.",
         by_device={n: g.reserved_bytes for n, g in gpus.items()},
     )
-
-
-def _usable_cpus() -> int:
-    """Cores left by the process' affinity; a container's quota is not looked at."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

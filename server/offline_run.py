@@ -1,6 +1,5 @@
 """Many files through a model without a server: decoded side by side, computed in batches."""
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from server.cores import usable_cores
 from server.engine import Engine
 from server.errors import ServeError
 from server.images import ImageLimits, decode, guard_pillow
@@ -52,7 +52,7 @@ def classify_files(
             return error
 
     size, todo = settings.max_batch_size, iter(files)
-    with ThreadPoolExecutor(settings.decode_workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(settings.decode_workers or usable_cores()) as pool:
         waiting: deque[tuple[Path, Future[Decoded]]] = deque()
 
         def fill(count: int) -> None:

@@ -7,12 +7,14 @@ latency counts from the time at which a request was due. Nothing here judges; ne
 The load is not sent by `tocom_client`: that client waits, repeats and gives up as a good caller
 should, which is the opposite of what is measured here, and takes seven times aiohttp's time for a
 request, on cores that the server under test needs. It does what an operator would: `Client.control`
-reads and turns the dial, each request once.
+reads and turns the dial, each request once. Both show the key in `TOCOM_API_KEY`, if there is
+one.
 """
 
 import asyncio
 import json
 import math
+import os
 import random
 import re
 import resource
@@ -119,8 +121,10 @@ class Client:
     async def __aenter__(self) -> Self:
         raise_file_limit()
         self._loop = asyncio.get_running_loop()
+        key = os.environ.get("TOCOM_API_KEY")
         self._session = aiohttp.ClientSession(
             self._url,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
             connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
         )

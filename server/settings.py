@@ -91,7 +91,10 @@ class Settings(AccessSettings, BaseSettings):
         "products rounded to 10 bits.",
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads of the model; 0 leaves it to torch."
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads of the model; 0: PyTorch's choice, at most the cores of the process.",
     )
     backend: Literal["auto", "eager", "compiled", "graphs", "onnx"] = Field(
         "auto",
@@ -211,7 +214,7 @@ class Settings(AccessSettings, BaseSettings):
     max_files: int = Field(32, ge=1, le=10_000, description="Most images in one request.")
     max_body_bytes: int = Field(64_000_000, ge=1, description="Most bytes of one request.")
     decode_workers: int = Field(
-        0, ge=0, le=256, description="Threads that decode images; 0: one per core."
+        0, ge=0, le=256, description="Threads that decode images; 0: one per usable core."
     )
 
     drain_timeout_s: float = Field(

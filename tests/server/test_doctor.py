@@ -93,8 +93,10 @@ def test_versions_against_what_is_needed(wanted: str, wrong: str):
 def test_more_threads_than_a_container_may_use(tmp_path: Path):
     """The quota of the control group counts, not the machine's cores."""
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    (found,) = doctor_machine.cores(Settings(), tmp_path)
+    (found,) = doctor_machine.cores(Settings(threads=2), tmp_path)
     assert found.level == "warning" and "--threads 1" in found.mend
+    (found,) = doctor_machine.cores(Settings(), tmp_path)
+    assert found.level == "ok"
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (found,) = doctor_machine.cores(Settings(threads=1), tmp_path)
     assert found.level == "ok"

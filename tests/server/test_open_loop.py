@@ -50,6 +50,21 @@ async def serve_result(request: web.Request) -> web.Response:
     return web.json_response({"results": [RESULT]})
 
 
+def test_the_key_in_the_environment_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the load as by the dial; without one no header is sent."""
+    shown: list[str | None] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        shown.append(request.headers.get("Authorization"))
+        return web.json_response({"results": [RESULT]})
+
+    monkeypatch.setenv("TOCOM_API_KEY", "tk_secret")
+    ask(handler, lambda client: client.classify())
+    monkeypatch.delenv("TOCOM_API_KEY")
+    ask(handler, lambda client: client.classify())
+    assert shown == ["Bearer tk_secret", None]
+
+
 def test_an_answer_is_read() -> None:
     """Degree, batch, times and the likeliest class."""
     answer: Answer = ask(serve_result, lambda client: client.classify())
