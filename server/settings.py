@@ -94,7 +94,7 @@ class Settings(AccessSettings, BaseSettings):
         0,
         ge=0,
         le=1024,
-        description="CPU threads of the model; 0: PyTorch's choice, at most the cores of the process.",
+        description="CPU threads of the model; 0: PyTorch's choice, at most one per usable core.",
     )
     backend: Literal["auto", "eager", "compiled", "graphs", "onnx"] = Field(
         "auto",
