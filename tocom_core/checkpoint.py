@@ -3,11 +3,14 @@
 import argparse
 import difflib
 import json
+import logging
+import pathlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,35 +18,53 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tocom_core.errors import CheckpointError
+from tocom_core.training_arguments import config_of_run, known_name, read_args_yaml
+from tocom_core.weight_files import INDEX, parts_of
+
+logger = logging.getLogger(__name__)
 
 Config = dict[str, Any]
 
 # Where training scripts put the weights inside a pickle, the better ones first.
 _NESTS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
-# What DistributedDataParallel and torch.compile put before every name.
-_PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
+# What DistributedDataParallel, torch.compile and transformers' wrapper put before every name.
+_PREFIX = re.compile(r"^(module\.|_orig_mod\.|timm_model\.)+")
+# Plain records and numbers that training scripts store beside weights: safe to rebuild.
+_RECORDS = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    np._core.multiarray.scalar,
+    np.dtype,
+    *(getattr(np.dtypes, f"{kind}DType") for kind in ("Float32", "Float64", "Int32", "Int64")),
+]
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Config]:
     """Read a checkpoint's tensors, on the CPU, and its config.
 
-    The config comes from a safetensors header, else from a ``config.json`` beside the file (timm's
-    or transformers' hub layout), else it is empty.
+    The config comes from a safetensors header or what a training script stored, else from a
+    ``config.json`` (timm's or transformers' hub layout) or timm's ``args.yaml`` beside the file,
+    else it is empty.  A path that ends in ``.index.json`` stands for the parts that it lists.
 
     Raises:
         CheckpointError: no such file, not readable, or a pickle that wants to run code.
     """
     if not path.is_file():
         raise CheckpointError(f"no model file at {path}")
-    if path.suffix == ".safetensors":
+    if path.name.endswith(INDEX):
+        state, config = _read_parts(path)
+    elif path.suffix == ".safetensors":
         state, config = _read_safetensors(path)
     else:
         state, config = _read_pickle(path)
     if not state:
         raise CheckpointError(f"{path} holds no weights; expected a state dict")
-    beside = path.with_name("config.json")
+    beside, run = path.with_name("config.json"), path.with_name("args.yaml")
     if not config and beside.is_file():
         config = _parse_config(beside.read_bytes(), beside)
+    elif not config and run.is_file():
+        config = read_args_yaml(run)
     return {_PREFIX.sub("", str(key)): value for key, value in state.items()}, config
 
 
@@ -74,6 +95,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Config]:
     return state, _parse_config(metadata["config"], path) if "config" in metadata else {}
 
 
+def _read_parts(index: Path) -> tuple[dict[str, Tensor], Config]:
+    """All parts of a sharded checkpoint."""
+    state: dict[str, Tensor] = {}
+    for part in parts_of(index):
+        if not part.is_file():
+            raise CheckpointError(f"{index} lists {part.name}, which is not there; fetch it again")
+        read = _read_safetensors if part.suffix == ".safetensors" else _read_pickle
+        state.update(read(part)[0])
+    return state, {}
+
+
 def _parse_config(text: str | bytes, where: Path) -> Config:
     try:
         config = json.loads(text)
@@ -86,8 +118,7 @@ def _parse_config(text: str | bytes, where: Path) -> Config:
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], Config]:
     try:
-        # timm's training script stores its command line: a plain record, safe to rebuild.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_RECORDS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -95,17 +126,27 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], Config]:
             f"{path} cannot be read as plain weights ({reason}); pickles that hold code are never "
             "loaded: convert it to .safetensors where you trust it"
         ) from error
-    config = {"architecture": content["arch"]} if _has_name(content) else {}
+    config = _config_beside(content)
     for nest in _NESTS:
         if isinstance(content, dict) and isinstance(content.get(nest), dict):
+            logger.info("%s: the weights under %r are taken", path, nest)
             content = content[nest]
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     return {k: v for k, v in content.items() if isinstance(v, Tensor)}, config
 
 
-def _has_name(content: object) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("arch"), str)
+def _config_beside(content: object) -> Config:
+    """What a training script stored beside the weights, as far as it tells of the model."""
+    if not isinstance(content, dict):
+        return {}
+    arch, arguments = content.get("arch"), content.get("args")
+    if isinstance(arguments, argparse.Namespace):
+        return config_of_run(vars(arguments), arch)
+    if isinstance(arguments, dict):
+        return config_of_run(arguments, arch)
+    name = known_name(arch)
+    return {} if name is None else {"architecture": name}
 
 
 def nearest(name: str) -> str:

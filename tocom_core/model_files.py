@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tocom_core.adaptformer import adapter_config
 from tocom_core.checkpoint import read_checkpoint, write_safetensors
 from tocom_core.errors import CheckpointError
+from tocom_core.norm_epsilon import norm_eps
 
 _KEPT = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "fixed_input_size")
 
@@ -50,7 +51,7 @@ def save_model(
             "input_size": [vit.in_chans, *vit.patch_embed.img_size],
             **{key: cfg[key] for key in _KEPT if key in cfg},
         },
-        "tocom": {**(tocom or {}), **_adapters(vit)},
+        "tocom": {**(tocom or {}), **_adapters(vit), **_norms(vit)},
     }
     state = {
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
@@ -77,3 +78,9 @@ def store_evaluation(path: Path, table: Mapping[str, Any]) -> None:
 def _adapters(vit: VisionTransformer) -> dict[str, Any]:
     adapters = adapter_config(vit)
     return {} if adapters is None else {"adaptformer": asdict(adapters)}
+
+
+def _norms(vit: VisionTransformer) -> dict[str, Any]:
+    """The epsilon of the norms, where it is not the one that timm takes."""
+    epsilon = norm_eps(vit)
+    return {} if epsilon in (None, 1e-6) else {"norm_eps": epsilon}

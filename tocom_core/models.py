@@ -6,8 +6,9 @@ imported from here as well.
 
 import logging
 import types
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from tocom_core.bank import Bank, backbone_digest
 from tocom_core.checkpoint import Config
-from tocom_core.errors import DeviceError
+from tocom_core.errors import DeviceError, TocomError
 from tocom_core.labels import class_labels
 from tocom_core.model_building import Changes, build_from_file, build_named
 from tocom_core.model_files import save_model, store_evaluation
+from tocom_core.model_places import Place, locate
 
 __all__ = [
     "DEFAULT_ARCHITECTURE",
@@ -64,6 +66,7 @@ class LoadedModel:
         evaluation: table of accuracy per degree from the file's header, if it has one.
         transform_info: the transform in words, for ``GET /model``.
         model_args: what timm's ``create_model`` was given beyond the name, to build it again.
+        file: where the weights lie; ``None`` for a name of timm's.
     """
 
     vit: VisionTransformer
@@ -81,6 +84,7 @@ class LoadedModel:
     evaluation: dict[str, Any] | None
     transform_info: Mapping[str, Any]
     model_args: Mapping[str, Any]
+    file: Path | None = None
 
     def normalize(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale uint8 ``(B, 3, H, W)`` to ``[0, 1]`` and normalise, on its own device."""
@@ -164,6 +168,8 @@ def find_bank(
     if bank != "auto":
         return Path(bank).expanduser()
     file = default_model_path() if model == "default" else Path(model).expanduser()
+    if loaded is not None and loaded.file is not None and not file.is_file():
+        file = loaded.file  # a folder's or the hub's
     beside = file.with_name("bank.safetensors")
     if file.is_file() and beside.is_file():
         return beside
@@ -189,11 +195,12 @@ def load_model(
     img_size: int | None = None,
     drop_path: float = 0.0,
 ) -> LoadedModel:
-    """Load a timm model by name, or a checkpoint from a file.
+    """Load a timm model by name, or a checkpoint from a file, a folder or the hub.
 
     Args:
-        name_or_path: ``"default"``, a timm name (weights come from the hub), ``hf-hub:owner/name``,
-            or a ``.safetensors`` / ``.pth`` file (pickles are read with ``weights_only=True``).
+        name_or_path: ``"default"``, a timm name (weights come from the hub),
+            ``hf-hub:owner/name[@revision]``, a ``.safetensors`` / ``.pth`` file (pickles are read
+            with ``weights_only=True``), or the folder of one: timm's or transformers' layout.
         architecture: timm's name, for a file that does not say it.
         labels: a text file with one label per line, or JSON (a list, or ``{"0": "cat", …}``).
         num_classes: give the model a new, untrained head if it has another number of classes.
@@ -207,14 +214,25 @@ def load_model(
         UnsupportedModelError: not a timm ``VisionTransformer``.
     """
     changes = Changes(num_classes, img_size, drop_path)
-    path = default_model_path() if name_or_path == "default" else Path(name_or_path).expanduser()
-    if path.suffix in {".safetensors", ".pth", ".pt", ".bin", ".tar"} or path.is_file():
-        vit, config = build_from_file(path, architecture, changes)
-        name = path.parent.name if path.stem == "model" else path.stem
-    else:
-        name = str(name_or_path)
-        vit, config = build_named(name, changes, pretrained)
-    return describe(vit.eval(), name, config, labels, r_source)
+    place = locate(default_model_path() if name_or_path == "default" else name_or_path)
+    if place is None:
+        vit, config = build_named(str(name_or_path), changes, pretrained)
+        return describe(vit.eval(), str(name_or_path), config, labels, r_source)
+    with _told_by_name(place):
+        vit, config = build_from_file(place.file, architecture, changes)
+        loaded = describe(vit.eval(), place.name, config, labels, r_source)
+    return replace(loaded, file=place.file)
+
+
+@contextmanager
+def _told_by_name(place: Place) -> Iterator[None]:
+    """Let errors name what the user named, instead of a folder deep in the hub's cache."""
+    try:
+        yield
+    except TocomError as error:
+        if place.shown is None:
+            raise
+        raise type(error)(str(error).replace(str(place.file.parent), place.shown)) from error
 
 
 def describe(
