@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from tocom_core.errors import CheckpointError
-from tocom_core.weight_files import INDEX, choose_weights, parts_of
+from tocom_core.weight_files import INDEX, WEIGHTS, choose_weights, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -141,20 +141,25 @@ def _from_cache(
 
 
 def _cached(repository: Repository, weights: str | None) -> Path | None:
-    wanted = (_CONFIG,) if weights is None else (weights,)
-    try:
-        found = hf_hub_download(
-            repository.owner_and_name,
-            wanted[0],
-            revision=repository.revision,
-            local_files_only=True,
-        )
-    except Exception:  # not there, and no revision or name that could be
+    """The file of weights in the cache, if all that belongs to it is there as well."""
+    for name in (_CONFIG, *WEIGHTS):  # a repository that timm fetched has no config there
+        try:
+            folder = Path(
+                hf_hub_download(
+                    repository.owner_and_name,
+                    name,
+                    revision=repository.revision,
+                    local_files_only=True,
+                )
+            ).parent
+            break
+        except Exception:  # not there, or no name that could be
+            continue
+    else:
         return None
-    folder = Path(found).parent
     try:
-        chosen = choose_weights([p.name for p in folder.iterdir()], str(folder))
-        path = folder / (weights or chosen)
+        found = [entry.name for entry in folder.iterdir()]
+        path = folder / (weights if weights in found else choose_weights(found, str(folder)))
         parts = parts_of(path) if path.name.endswith(INDEX) else [path]
     except CheckpointError:
         return None

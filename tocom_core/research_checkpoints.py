@@ -102,7 +102,9 @@ def _image(state: Mapping[str, Tensor], patch: list[int]) -> tuple[list[int], bo
         raise Ambiguous("it has no position embeddings, which would tell the size of its images")
     tokens = int(positions.shape[1])
     prefix = sum(int(state[name].shape[1]) for name in _PREFIX_TOKENS if name in state)
-    for embedded in (prefix, 0):
+    # Only DeiT III leaves the tokens in front without positions. Without layer scale, one more than
+    # an oblong image's patches would be taken for the square of a model like that.
+    for embedded in (prefix, 0) if "blocks.0.ls1.gamma" in state else (prefix,):
         side = math.isqrt(tokens - embedded)
         if side * side == tokens - embedded:
             return [side * patch[0], side * patch[1]], embedded == prefix

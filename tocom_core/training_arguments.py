@@ -81,7 +81,10 @@ def _timm_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _timm_preparation(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: arguments[key] for key in _PREPARATION if arguments.get(key)}
+    found = {key: arguments[key] for key in _PREPARATION if arguments.get(key)}
+    for key in {"mean", "std"} & found.keys():
+        found[key] = list(found[key]) * (3 if len(found[key]) == 1 else 1)
+    return found
 
 
 def _deit_size(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def convert(
         "architecture": _architecture((width, depth, heads), patch, image, distilled),
         "model_args": arguments,
         "pretrained_cfg": {"input_size": [3, *image], **_images(kind, image, folder)},
-        "id2label": config.get("id2label"),
+        "id2label": config.get("id2label") if "head.weight" in renamed else None,
         "tocom": {"norm_eps": epsilon},
     }
 

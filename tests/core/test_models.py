@@ -344,7 +344,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["test_vit.r160_in1k", "hf-hub:someone/something"])
 def test_without_a_network_the_error_says_what_to_do(name: str) -> None:
     """Weights that cannot be fetched are a CheckpointError, not a stack trace of the hub."""
-    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE forbids .* give a local folder or"):
+    with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE forbids .* give a local folder or"):
         load_model(name)
 
 

@@ -24,19 +24,20 @@ def transform(side: int = 224, crop_pct: float = 0.9, **changed: object):
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(451, 300), (300, 451), (97, 61), (1000, 250), (248, 248)])
 @pytest.mark.parametrize(("side", "crop_pct"), [(224, 0.9), (32, 1.0), (224, 0.875)])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
 def test_pixels_are_those_of_the_models_transform(
-    size: tuple[int, int], side: int, crop_pct: float, interpolation: str
+    size: tuple[int, int], side: int, crop_pct: float, interpolation: str, crop_mode: str
 ) -> None:
-    """At most two levels apart, and next to none of them are."""
+    """At most two levels apart, and next to none of them are; a sixth where both sides differ."""
     photo = Image.fromarray(data.chelsea()).resize(size)
-    slow = transform(side, crop_pct, interpolation=interpolation)
+    slow = transform(side, crop_pct, interpolation=interpolation, crop_mode=crop_mode)
     fast = faster(slow)
     assert isinstance(fast, CentreOfResized)
     want, got = slow(photo), fast(photo)
     assert got.dtype == torch.uint8 and got.is_contiguous() and got.shape == want.shape
     apart = np.abs(want.numpy().astype(int) - got.numpy().astype(int))
     assert apart.max() <= 2
-    assert apart.mean() < 0.01
+    assert apart.mean() < (0.2 if crop_mode == "squash" else 0.01)
 
 
 def test_an_image_of_the_right_size_is_not_touched() -> None:
@@ -47,9 +48,8 @@ def test_an_image_of_the_right_size_is_not_touched() -> None:
 
 
 def test_what_is_not_known_stays_as_it_is() -> None:
-    """Squeezed or padded inputs, other filters and unknown callables keep their own transform."""
+    """Padded inputs, other filters and unknown callables keep their own transform."""
     others = [
-        transform(crop_mode="squash"),
         transform(crop_mode="border"),
         transform(crop_pct=1.0, interpolation="nearest"),
         lambda image: torch.zeros(3, 8, 8),
