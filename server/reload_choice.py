@@ -2,8 +2,9 @@
 
 A request is a stranger's. It can say *which* of the models that the operator laid out in
 `models_dir` is served, and nothing else on this machine: a name has no slash, and what it leads to
-must lie in that folder when all links have been followed. Only safetensors are taken, and nothing
-is fetched from the hub.
+must lie in that folder when all links have been followed. Only safetensors are taken, and no name
+leads to the hub; it is asked again only for the repository that the operator started the server
+with.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from typing import Any
 from server.errors import BadParameter
 from server.reload_schemas import ReloadRequest
 from server.settings import Settings
+from tocom_core.hub_files import cache_folder
 
 OF_A_MODEL = ("model", "bank", "labels", "architecture", "r_source", "scaling")
 """The settings that a reload can change; another model does not inherit the others of the last."""
@@ -59,7 +61,7 @@ def shown(settings: Settings, text: str) -> str:
     for folder in (settings.models_dir and settings.models_dir.expanduser().resolve(), *folders):
         if folder is not None and folder != Path("."):
             text = text.replace(f"{folder}/", "")
-    return text
+    return text.replace(f" {cache_folder()}", "")
 
 
 def _folder(place: str | Path | None) -> Path | None:

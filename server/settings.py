@@ -35,8 +35,9 @@ class Settings(AccessSettings, BaseSettings):
     model: str = Field(
         "default",
         min_length=1,
-        description="'default' (the shipped model), a timm model name, or a path to a "
-        ".safetensors or .pth file.",
+        description="'default' (the shipped model), a timm model name, hf-hub:owner/name"
+        "[@revision], or a path to a .safetensors or .pth file or to a folder of timm's or "
+        "transformers' (docs/models.md).",
     )
     architecture: str | None = Field(
         None, description="timm architecture of a checkpoint file that does not name its own."

@@ -77,7 +77,8 @@ class StoredProfile:
 def find_profile(settings: Settings, bank_path: Path | None = None) -> Path | None:
     """Where the profile that the settings name lies, or is to be written.
 
-    ``auto`` is ``profile.json`` beside the model file, else beside its bank, if there is one.
+    ``auto`` is ``profile.json`` beside the model file or in its folder, else beside its bank, if
+    there is one.
 
     Raises:
         SettingsError: a profile could not be written there.
@@ -96,6 +97,8 @@ def find_profile(settings: Settings, bank_path: Path | None = None) -> Path | No
     file = default_model_path() if model == "default" else Path(model).expanduser()
     places = [place for place in (file, bank_path) if place is not None and place.is_file()]
     beside = [place.with_name(FILE_NAME) for place in places]
+    if file.is_dir():
+        beside.insert(0, file / FILE_NAME)
     return next((path for path in beside if path.is_file()), None)
 
 

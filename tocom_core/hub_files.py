@@ -8,6 +8,7 @@ again while the hub is down; and where there is none, it fails within the time o
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 SCHEMES = ("hf-hub:", "hf_hub:")
 """What a model on the hub begins with, as timm writes it."""
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONFIG = "config.json"
 _BESIDE = ("preprocessor_config.json", "processor_config.json", "bank.safetensors")
 """What is fetched beside config and weights where a repository has it."""
@@ -53,6 +55,11 @@ class Repository:
     def name(self) -> str:
         """Without its owner."""
         return self.owner_and_name.rpartition("/")[2]
+
+
+def cache_folder() -> Path:
+    """Where Hugging Face's libraries keep what they fetched."""
+    return Path(constants.HF_HUB_CACHE)
 
 
 def parse(place: str) -> Repository:
@@ -83,6 +90,8 @@ def fetch(repository: Repository, weights: str | None = None) -> Path:
     """
     if constants.HF_HUB_OFFLINE:
         return _from_cache(repository, weights, "HF_HUB_OFFLINE forbids asking the hub", None)
+    if _COMMIT.fullmatch(repository.revision or "") and (path := _cached(repository, weights)):
+        return path  # a commit never changes
     try:
         info = HfApi().model_info(
             repository.owner_and_name,
@@ -132,7 +141,7 @@ def _from_cache(
     path = _cached(repository, weights)
     if path is None:
         raise CheckpointError(
-            f"{repository} is not in the local cache {constants.HF_HUB_CACHE}, and {reason}; or "
+            f"{repository} is not in the local cache {cache_folder()}, and {reason}; or "
             "give a local folder or file"
         ) from cause
     if cause is not None:

@@ -134,6 +134,10 @@ def test_a_model_is_fetched_once_and_then_served_from_the_cache(hub: FakeHub, lo
     assert offline["digest"] == first["digest"]
     assert len(hub.asked) == before
 
+    pinned = load(f"hf-hub:me/vit@{COMMIT}", hub.url)
+    assert pinned["digest"] == first["digest"]
+    assert len(hub.asked) == before
+
     down = load("hf-hub:me/vit", closed_port())
     assert down["digest"] == first["digest"]
     assert "is taken from the local cache" in down["log"]
