@@ -30,11 +30,13 @@ _NESTS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 # What DistributedDataParallel, torch.compile and transformers' wrapper put before every name.
 _PREFIX = re.compile(r"^(module\.|_orig_mod\.|timm_model\.)+")
 # Plain records and numbers that training scripts store beside weights: safe to rebuild.
-_RECORDS = [
+_SCALAR = np.float64(0).__reduce__()[0]
+_RECORDS: list[Any] = [
     argparse.Namespace,
     pathlib.PosixPath,
     pathlib.PurePosixPath,
-    np._core.multiarray.scalar,
+    (_SCALAR, "numpy._core.multiarray.scalar"),  # as NumPy 2 calls it, and as NumPy 1 did
+    (_SCALAR, "numpy.core.multiarray.scalar"),
     np.dtype,
     *(getattr(np.dtypes, f"{kind}DType") for kind in ("Float32", "Float64", "Int32", "Int64")),
 ]

@@ -71,7 +71,12 @@ def test_averaged_weights_go_first(tmp_path: Path) -> None:
 def test_arguments_of_the_run_shape_the_model_and_its_images(tmp_path: Path) -> None:
     """Image size, pooling, extra arguments and preparation differ from the architecture's own."""
     vit = small(img_size=96, global_pool="avg", init_values=0.1)
-    chosen = {"mean": [0.1, 0.2, 0.3], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0}
+    chosen: dict[str, Any] = {
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+    }
     path = train_and_save(
         *(tmp_path / "run", vit), img_size=96, gp="avg", model_kwargs={"init_values": 0.1}, **chosen
     )
@@ -106,6 +111,18 @@ def test_numbers_of_numpy_and_paths_beside_the_weights(tmp_path: Path) -> None:
     content |= {"args": argparse.Namespace(model="test_vit", output=Path("x"), seed=np.int64(3))}
     torch.save(content, tmp_path / "last.pth.tar")
     assert_same(load_model(tmp_path / "last.pth.tar"), vit)
+
+
+def test_numbers_that_numpy_1_wrote(tmp_path: Path) -> None:
+    """It called its module otherwise."""
+    vit = small()
+    content = {"arch": "test_vit", "state_dict": vit.state_dict(), "best": np.float64(0.7)}
+    path = tmp_path / "last.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    written = path.read_bytes()
+    assert b"cnumpy._core.multiarray\nscalar" in written
+    path.write_bytes(written.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    assert_same(load_model(path), vit)
 
 
 @pytest.mark.parametrize(

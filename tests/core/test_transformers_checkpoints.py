@@ -127,7 +127,7 @@ def test_a_bare_model_is_a_backbone(tmp_path: Path) -> None:
 
 def test_known_sizes_get_timm_s_name(tmp_path: Path) -> None:
     """So that a bank of the same backbone is found."""
-    sizes = {"hidden_size": 192, "num_hidden_layers": 12, "intermediate_size": 768}
+    sizes: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 12, "intermediate_size": 768}
     sizes |= {"num_attention_heads": 3, "image_size": 224, "patch_size": 16}
     model = folders.build(**sizes)
     assert load_model(save(tmp_path / "f", model)).architecture == "vit_tiny_patch16_224"

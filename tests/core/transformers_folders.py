@@ -31,7 +31,7 @@ def build(
             noise = torch.randn(parameter.shape, generator=generator)
             scale = 0.3 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
             parameter.add_(noise * scale)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def processor(kind: str = "ViT", **changes: Any) -> Any:

@@ -21,6 +21,7 @@ from server.offline import main as classify
 from tests.core import transformers_folders as folders
 from tests.core import zoo
 from tests.integration.conftest import start_server
+from tocom_core.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -36,7 +37,7 @@ def scores(model: Any, pixels: torch.Tensor) -> list[float]:
     """Softmax of a library's logits."""
     logits = model(pixels)
     logits = logits if isinstance(logits, torch.Tensor) else logits.logits
-    return logits.softmax(-1)[0].tolist()  # type: ignore[no-any-return]
+    return logits.softmax(-1)[0].tolist()
 
 
 def timm_scores(vit: Any) -> list[float]:
@@ -129,8 +130,8 @@ def test_each_source_classifies_a_photograph(
     assert found[4] != pytest.approx(found[0], abs=1e-5)
 
 
-def post(model: str) -> dict[str, Any]:
-    """Start a server with that model, send it the photograph at r=0 and at r=4."""
+def post(model: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Answers of a server with that model to the photograph, and what it says of the model."""
     server = start_server("--model", model, "--no-idle-profiling", "--backend=eager")
     try:
         server.wait_until_ready()
@@ -148,21 +149,28 @@ def post(model: str) -> dict[str, Any]:
                 answer.raise_for_status()
                 [answers[r]] = answer.json()["results"]
                 assert answers[r]["r"] == r
-            return {**answers, "model": client.get("/model").json()}
+            return answers[0]["predictions"], client.get("/model").json()
     finally:
         server.terminate()
         assert server.wait() == 0
 
 
+def test_a_model_without_a_classifier_is_not_served(tmp_path: Path) -> None:
+    """A backbone has nothing to answer; the error says what to do with it."""
+    folders.save(tmp_path / "bare", folders.build(head="Model"))
+    PHOTO.save(tmp_path / "cat.png")
+    with pytest.raises(CheckpointError, match=r"bare has no classifier.*tocom finetune"):
+        classify([str(tmp_path / "cat.png"), "--model", str(tmp_path / "bare")])
+
+
 def test_a_server_of_a_transformers_folder(tmp_path: Path) -> None:
     """Labels, preparation and scores are the checkpoint's, over a real socket."""
     model, expected = transformers_folder(tmp_path / "flowers")
-    answers = post(model)
-    predictions = answers[0]["predictions"]
+    predictions, about = post(model)
     assert by_index(predictions) == pytest.approx(expected, abs=0.02)
     assert {p["label"] for p in predictions} == set(folders.NAMES)
-    assert answers["model"]["name"] == "flowers"
-    assert answers["model"]["transform"]["crop_mode"] == "squash"
+    assert about["name"] == "flowers"
+    assert about["transform"]["crop_mode"] == "squash"
 
 
 def test_a_server_of_a_hub_model_without_a_network(
@@ -177,6 +185,6 @@ def test_a_server_of_a_hub_model_without_a_network(
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    answers = post("hf-hub:me/pets")
-    assert by_index(answers[0]["predictions"]) == pytest.approx(expected, abs=0.02)
-    assert answers["model"]["name"] == "pets"
+    predictions, about = post("hf-hub:me/pets")
+    assert by_index(predictions) == pytest.approx(expected, abs=0.02)
+    assert about["name"] == "pets"
