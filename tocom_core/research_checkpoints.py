@@ -70,29 +70,36 @@ def infer_architecture(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]
         )
     size, heads = _SIZES[width, depth]
     image, embeds_prefix = _image(state, patch)
-    distilled = "dist_token" in state
-    family, middle = ("deit", "_distilled") if distilled else ("vit", "")
-    exact = f"{family}_{size}{middle}_patch{patch[0]}_{image[0]}"
-    arguments: dict[str, Any] = {
+    arguments = {
         "img_size": image,
         "patch_size": patch,
         "embed_dim": width,
         "depth": depth,
         "num_heads": heads,
         "mlp_ratio": int(fc1.shape[0]) / width,
+        "no_embed_class": not embeds_prefix,
+        **_parts(state),
+    }
+    family, middle = ("deit", "_distilled") if "dist_token" in state else ("vit", "")
+    exact = f"{family}_{size}{middle}_patch{patch[0]}_{image[0]}"
+    name = exact if timm.is_model(exact) else f"{family}_base{middle}_patch16_224"
+    return name, arguments
+
+
+def _parts(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a model has beside its sizes: biases, norms, tokens, pooling, layer scale."""
+    parts: dict[str, Any] = {
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "qk_norm": "blocks.0.attn.q_norm.weight" in state,
         "class_token": "cls_token" in state,
-        "no_embed_class": not embeds_prefix,
         "global_pool": "token" if "cls_token" in state else "avg",
         **pooling(state),
     }
     if "blocks.0.ls1.gamma" in state:
-        arguments["init_values"] = 1e-6
+        parts["init_values"] = 1e-6
     if "reg_token" in state:
-        arguments["reg_tokens"] = int(state["reg_token"].shape[1])
-    name = exact if timm.is_model(exact) else f"{family}_base{middle}_patch16_224"
-    return name, arguments
+        parts["reg_tokens"] = int(state["reg_token"].shape[1])
+    return parts
 
 
 def _image(state: Mapping[str, Tensor], patch: list[int]) -> tuple[list[int], bool]:

@@ -110,43 +110,47 @@ def convert(
         CheckpointError: the config is incomplete, or does not fit the weights.
     """
     kind = _check_kind(config, folder)
-    state = _without_prefix(state, kind)
     _check_config(config, folder)
-    try:
-        image, patch = _pair(config.get("image_size", 224)), _pair(config.get("patch_size", 16))
-        width, depth = int(config["hidden_size"]), int(config["num_hidden_layers"])
-        heads = int(config["num_attention_heads"])
-        hidden = int(config["intermediate_size"])
-        epsilon = float(config.get("layer_norm_eps", 1e-12))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"config.json in {folder} does not say its sizes ({type(error).__name__}: {error})"
-        ) from error
-    distilled = "head_dist.weight" in (renamed := _renamed(state))
-    arguments: dict[str, Any] = {
-        "img_size": list(image),
-        "patch_size": list(patch),
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": heads,
-        "mlp_ratio": hidden / width,
-        "qkv_bias": bool(config.get("qkv_bias", True)),
-        "class_token": True,
-        "global_pool": "token",
-    }
+    renamed = _renamed(_without_prefix(state, kind))
+    arguments, epsilon = _arguments(config, folder)
+    distilled = "head_dist.weight" in renamed
     if "dist_token" in renamed and not distilled:
         # Without a head of its own it is a token that attends and is attended to, no more.
         renamed["reg_token"] = renamed.pop("dist_token")
         arguments["reg_tokens"] = 1
-    if (activation := _ACTIVATIONS[str(config.get("hidden_act", "gelu"))]) is not None:
-        arguments["act_layer"] = activation
-    return _fused(renamed, depth, folder), {
-        "architecture": _architecture((width, depth, heads), patch, image, distilled),
+    image = tuple(arguments["img_size"])
+    return _fused(renamed, arguments["depth"], folder), {
+        "architecture": _architecture(arguments, distilled),
         "model_args": arguments,
         "pretrained_cfg": {"input_size": [3, *image], **_images(kind, image, folder)},
         "id2label": config.get("id2label") if "head.weight" in renamed else None,
         "tocom": {"norm_eps": epsilon},
     }
+
+
+def _arguments(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], float]:
+    """What timm's ``create_model`` has to be given, and the epsilon of the norms."""
+    try:
+        width = int(config["hidden_size"])
+        arguments: dict[str, Any] = {
+            "img_size": list(_pair(config.get("image_size", 224))),
+            "patch_size": list(_pair(config.get("patch_size", 16))),
+            "embed_dim": width,
+            "depth": int(config["num_hidden_layers"]),
+            "num_heads": int(config["num_attention_heads"]),
+            "mlp_ratio": int(config["intermediate_size"]) / width,
+            "qkv_bias": bool(config.get("qkv_bias", True)),
+            "class_token": True,
+            "global_pool": "token",
+        }
+        epsilon = float(config.get("layer_norm_eps", 1e-12))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"config.json in {folder} does not say its sizes ({type(error).__name__}: {error})"
+        ) from error
+    if (activation := _ACTIVATIONS[str(config.get("hidden_act", "gelu"))]) is not None:
+        arguments["act_layer"] = activation
+    return arguments, epsilon
 
 
 def _check_kind(config: Mapping[str, Any], folder: Path) -> str:
@@ -223,11 +227,12 @@ def _fused(state: Weights, depth: int, folder: Path) -> Weights:
     return state
 
 
-def _architecture(shape: tuple[int, int, int], patch: Sides, image: Sides, distilled: bool) -> str:
+def _architecture(arguments: Mapping[str, Any], distilled: bool) -> str:
     """The timm name with these sizes, else one of the same kind that takes all of them."""
-    name = _SIZES.get(shape, "base")
+    shape = arguments["embed_dim"], arguments["depth"], arguments["num_heads"]
     family, middle = ("deit", "_distilled") if distilled else ("vit", "")
-    exact = f"{family}_{name}{middle}_patch{patch[0]}_{image[0]}"
+    patch, image = arguments["patch_size"][0], arguments["img_size"][0]
+    exact = f"{family}_{_SIZES.get(shape, 'base')}{middle}_patch{patch}_{image}"
     return exact if timm.is_model(exact) else f"{family}_base{middle}_patch16_224"
 
 

@@ -77,18 +77,16 @@ def test_layer_scales_of_deit_iii_are_renamed(tmp_path: Path) -> None:
 
 
 def test_stored_arguments_of_mae(tmp_path: Path) -> None:
-    """MAE's fine-tuning calls its model vit_base_patch16 and stores the size of its images."""
-    vit = timm.create_model(
-        "vit_base_patch16_224", img_size=32, depth=12, num_classes=7, global_pool="avg"
-    )
+    """MAE's fine-tuning leaves the size out of its model's name, and stores that of its images."""
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=7, global_pool="avg")
     zoo.randomise(vit)
     arguments = argparse.Namespace(
-        model="vit_base_patch16", input_size=32, nb_classes=7, global_pool=True, data_path="/x"
+        model="vit_tiny_patch16", input_size=32, nb_classes=7, global_pool=True, data_path="/x"
     )
     path = write(tmp_path / "checkpoint-49.pth", vit.state_dict(), args=arguments)
     loaded = load_model(path)
     assert_same(loaded, vit.eval())
-    assert loaded.architecture == "vit_base_patch16_224"
+    assert loaded.architecture == "vit_tiny_patch16_224"
     assert loaded.mean == pytest.approx((0.485, 0.456, 0.406))
     assert loaded.labels == tuple(f"class {i}" for i in range(7))
 
@@ -158,7 +156,7 @@ def test_what_is_no_vit_is_refused(tmp_path: Path) -> None:
 
 def test_the_flag_may_use_mae_s_name(tmp_path: Path) -> None:
     """An architecture without its image size is the one for 224 pixels."""
-    vit = timm.create_model("vit_base_patch16_224", num_classes=7)
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=7)
     path = write(tmp_path / "mine.pth", vit.state_dict())
-    loaded = load_model(path, architecture="vit_base_patch16")
-    assert loaded.architecture == "vit_base_patch16_224"
+    loaded = load_model(path, architecture="vit_tiny_patch16")
+    assert loaded.architecture == "vit_tiny_patch16_224"
