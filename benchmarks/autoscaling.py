@@ -228,7 +228,7 @@ def _report(
         most = max(max(phase.first, phase.last) for phase in trace.phases)
         lines += ["", f"`{trace.name}`: {trace.seconds(1.0):g} s, mean {mean:.2f}, most {most:.2f}"]
         lines += ["", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-        for way in dict.fromkeys(ways):
+        for way in sorted(dict.fromkeys(ways), key=lambda way: way.plan.signal is None):
             mine = [one for one in found if one.job.way == way and one.job.trace == trace]
             rows.append(_row(trace, way, mine))
             lines.append(_line(rows[-1]))
