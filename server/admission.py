@@ -96,6 +96,7 @@ class AdmissionQueue:
         size: most images that wait or are being decoded.
         on_request: observers of each image's end, whatever it was.
         on_admit: called when an entry joined the queue.
+        on_offered: told when and how many images ask for places, granted or not.
 
     Attributes:
         entries: all that are owed an answer, waiting or in a batch.
@@ -110,12 +111,14 @@ class AdmissionQueue:
         *,
         on_request: Sequence[Callable[[RequestStats], None]] = (),
         on_admit: Callable[[], None] = lambda: None,
+        on_offered: Callable[[float, int], None] = lambda now, places: None,
     ) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._size = size
         self._on_request = on_request
         self._on_admit = on_admit
+        self._on_offered = on_offered
         self._draining = False
         self._closed = False
         self._reason: ServeError | None = None
@@ -156,6 +159,7 @@ class AdmissionQueue:
             )
         now = self._clock()
         self._scheduler.note_arrival(now, places)
+        self._on_offered(now, places)
         for entry in self._scheduler.make_room(places, terms.priority):
             self.entries.shed(entry, self._scheduler.drain_s(now))
         refusal = self._scheduler.refusal(

@@ -54,6 +54,7 @@ class Batcher:
         on_request: observers of each image's end, whatever it was; `bad_image` excepted, as
             such an image never gets here.
         on_served: told of each result.
+        on_offered: told when and how many images ask for places, granted or not.
         idle_work: done while nobody waits.
     """
 
@@ -70,6 +71,7 @@ class Batcher:
         on_batch: Sequence[Callable[[BatchStats], None]] = (),
         on_request: Sequence[Callable[[RequestStats], None]] = (),
         on_served: Served | None = None,
+        on_offered: Callable[[float, int], None] = lambda now, places: None,
         idle_work: IdleWork | None = None,
     ) -> None:
         self._run_batch = run_batch
@@ -84,7 +86,10 @@ class Batcher:
         self._on_served = on_served
         self._idle_work = idle_work
         self._queue = AdmissionQueue(
-            scheduler, clock, queue_size, on_request=on_request, on_admit=self._wake
+            *(scheduler, clock, queue_size),
+            on_request=on_request,
+            on_admit=self._wake,
+            on_offered=on_offered,
         )
         self._work = asyncio.Event()
         self._full = asyncio.Event()

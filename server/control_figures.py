@@ -10,8 +10,17 @@ from server.control_status import ControllerStatus
 from server.stats import Figure
 
 
-def control_figures(status: ControllerStatus | None) -> Iterator[Figure]:
+def control_figures(
+    status: ControllerStatus | None, capacity_demand: float | None = None
+) -> Iterator[Figure]:
     """Yield all figures, also those without a value, so that each is announced."""
+    yield Figure(
+        "tocom_capacity_demand",
+        "Images offered over the last 15 s, refused ones too, as a multiple of what this replica "
+        "carries at its steady degree; summed over replicas: how many such are needed. Absent "
+        "until warmed up.",
+        capacity_demand,
+    )
     levels = () if status is None else status.levels
     shadow = None if status is None else status.shadow
     agreement = {} if status is None else status.agreement

@@ -16,6 +16,7 @@ import torch
 
 from server.agreement import Agreement, LiveAccuracy
 from server.batcher import Batcher
+from server.capacity_demand import CapacityDemand, OfferedLoad
 from server.clock import Clock
 from server.controller import Controller
 from server.degrees import most_telling_first
@@ -56,6 +57,8 @@ class Core:
         engine: the model.
         destination: where requests for it go.
         recent: images that were served last, as the model got them.
+        offered: what came in of late, for whichever model was served.
+        demand: how many such servers that needs.
         over: set when the model is served no more and its last batch has ended.
         live: corrects the expected accuracy; None unless asked for.
         grid: measures what is not measured yet; None unless asked for.
@@ -68,6 +71,8 @@ class Core:
     scheduler: Scheduler[Entry]
     destination: Destination
     recent: deque[Any]
+    offered: OfferedLoad
+    demand: CapacityDemand
     over: asyncio.Event
     live: LiveAccuracy | None
     grid: GridMeasurement | None
@@ -156,6 +161,8 @@ def build_core(
         shed_late=settings.shed_late,
     )
     recent: deque[Any] = deque(maxlen=RECENT_IMAGES)
+    offered = OfferedLoad() if before is None else before.offered
+    demand = CapacityDemand(offered, controller.status, settings.steady_r, clock)
 
     def on_served(payload: Any, output: Any, r: int) -> None:
         recent.append(payload)
@@ -177,6 +184,7 @@ def build_core(
         ],
         on_request=[metrics.observe_image, history.observe_image],
         on_served=on_served,
+        on_offered=offered.add,
         idle_work=IdleShift(works),
     )
     loaded, over = engine.loaded, asyncio.Event()
@@ -187,7 +195,7 @@ def build_core(
         pixels=pixels,
     )
     return Core(
-        *(engine, batcher, controller, scheduler, destination, recent, over),
+        *(engine, batcher, controller, scheduler, destination, recent, offered, demand, over),
         live=live,
         grid=grid,
         merge_view=view,

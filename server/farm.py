@@ -110,12 +110,12 @@ def build_farm(
     """
     clock = SimulatedClock()
     return [
-        _build_server(profile, machine, policy, settings, clock, seed, number)
+        build_server(profile, machine, policy, settings, clock, seed, number)
         for number in range(servers)
     ]
 
 
-def _build_server(
+def build_server(
     profile: LatencyProfile,
     machine: Machine,
     policy: PolicyChoice,
@@ -124,6 +124,11 @@ def _build_server(
     seed: int,
     number: int,
 ) -> SimulatedServer:
+    """Return a fresh server, the `number`-th on a clock that it may share; see `build_farm`.
+
+    Raises:
+        SettingsError: no such policy or degree, or no degree is left to serve.
+    """
     r_source = profile.r_source
     table = OperatingTable(
         profile, max_batch_size=settings.max_batch_size, max_batch_s=settings.max_batch_s

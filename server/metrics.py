@@ -181,8 +181,11 @@ class Metrics:
             registry=self.registry,
         )
         self._control: Callable[[], ControllerStatus | None] = lambda: None
+        self._demand: Callable[[], float | None] = lambda: None
         self._gpus: Callable[[], Mapping[int, GpuUse]] = dict
-        self.registry.register(_FigureCollector(lambda: control_figures(self._control())))
+        self.registry.register(
+            _FigureCollector(lambda: control_figures(self._control(), self._demand()))
+        )
         self.registry.register(_FigureCollector(lambda: machine_figures(self._gpus())))
         self._infos: dict[str, Info] = {}
 
@@ -209,6 +212,7 @@ class Metrics:
         state: Callable[[], ControllerStatus | None],
         arrival_rate: Callable[[], float],
         profile_cells: Callable[[], tuple[int, int]],
+        capacity_demand: Callable[[], float | None] = lambda: None,
     ) -> None:
         """Read these whenever metrics are asked for.
 
@@ -216,8 +220,9 @@ class Metrics:
             state: None as long as there is no controller.
             arrival_rate: offered images per second.
             profile_cells: how many pairs of degree and batch size are measured, and are not.
+            capacity_demand: how many replicas like this one the offered load needs.
         """
-        self._control = state
+        self._control, self._demand = state, capacity_demand
         self._arrival_rate.set_function(arrival_rate)
         self._cells.labels("measured").set_function(lambda: profile_cells()[0])
         self._cells.labels("missing").set_function(lambda: profile_cells()[1])

@@ -11,13 +11,20 @@ from dataclasses import dataclass
 from server.arrivals import Trace
 from server.clock import Clock
 from server.errors import SettingsError
-from server.farm import LeastOutstanding, PolicyChoice, ServerSettings, build_farm
+from server.farm import (
+    LeastOutstanding,
+    PolicyChoice,
+    ServerSettings,
+    build_farm,
+    build_server,
+)
 from server.fates import Fate, Figures, summarise
 from server.oracle import OfflineBound, OracleMachine, offline_bound
 from server.request_mix import RequestMix
+from server.simulated_fleet import FleetPlan, FleetUse, simulate_fleet
 from server.simulated_machine import Machine
 from server.simulated_requests import Arrival
-from server.simulation import simulate
+from server.simulation import SimulatedRun, simulate
 from tocom_core.latency_profile import LatencyProfile
 
 
@@ -33,6 +40,7 @@ class Scenario:
         servers: how many share the load.
         rate_unit: images/s that the traces' multiples refer to: the farm's capacity at r=0.
         oracle: whether to work out the bound.
+        fleet: how an autoscaler changes their number; None: it does not.
     """
 
     profile: LatencyProfile
@@ -42,6 +50,7 @@ class Scenario:
     servers: int
     rate_unit: float
     oracle: bool = True
+    fleet: FleetPlan | None = None
 
     def useful_degrees(self) -> list[int]:
         """Return all degrees at which an answer may be given: within the floor and below max_r.
@@ -82,6 +91,7 @@ class PolicyTrial:
         on_time_accuracy: mean expected accuracy of the answers in time; None if not known.
         oracle_accuracy: the highest possible one with as many answers in time.
         wall_s: what the simulation took, in real time.
+        use: what the replicas cost, where an autoscaler changed their number.
     """
 
     policy: PolicyChoice
@@ -91,6 +101,7 @@ class PolicyTrial:
     on_time_accuracy: float | None
     oracle_accuracy: float | None
     wall_s: float
+    use: FleetUse | None = None
 
     @property
     def gap_points(self) -> float | None:
@@ -184,16 +195,8 @@ class _Load:
     def run(self, policy: PolicyChoice, clock: Clock) -> PolicyTrial:
         """Simulate one policy."""
         scenario = self._scenario
-        farm = build_farm(
-            scenario.profile,
-            scenario.machine,
-            policy,
-            scenario.settings,
-            servers=scenario.servers,
-            seed=self._seed,
-        )
         began = clock()
-        run = simulate(self._arrivals, farm, LeastOutstanding())
+        run, use = self._simulate(policy)
         wall_s = clock() - began
         figures = summarise(
             run.fates, scenario.settings.slo_s, seconds=self._seconds, switches=run.switches
@@ -203,7 +206,21 @@ class _Load:
             mine = figures.on_time_correct / figures.attainment
             if self._oracle is not None and scenario.accuracy_known:
                 best = self._oracle.accuracy_at(figures.attainment)
-        return PolicyTrial(policy, self._seed, run.fates, figures, mine, best, wall_s)
+        return PolicyTrial(policy, self._seed, run.fates, figures, mine, best, wall_s, use)
+
+    def _simulate(self, policy: PolicyChoice) -> tuple[SimulatedRun, FleetUse | None]:
+        """Run it on fresh servers, as many as there are, or as an autoscaler wants."""
+        scenario = self._scenario
+        what = scenario.profile, scenario.machine, policy, scenario.settings
+        if scenario.fleet is None:
+            farm = build_farm(*what, servers=scenario.servers, seed=self._seed)
+            return simulate(self._arrivals, farm, LeastOutstanding()), None
+        return simulate_fleet(
+            self._arrivals,
+            lambda clock, number: build_server(*what, clock, self._seed, number),
+            scenario.fleet,
+            self._seconds,
+        )
 
     def bound(self) -> Bound | None:
         """Return what cannot be surpassed; None if nobody asked."""

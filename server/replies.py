@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.capacity_demand import CapacityDemand
 from server.control_status import ControllerStatus, DegreeChange
 from server.engine import Engine
 from server.errors import ServeError
@@ -84,7 +85,7 @@ def model_info(engine: Engine, reload: ReloadStatus | None = None) -> ModelInfo:
     )
 
 
-def compression_status(status: ControllerStatus) -> CompressionStatus:
+def compression_status(status: ControllerStatus, demand: CapacityDemand) -> CompressionStatus:
     """The answer of ``GET`` and ``PUT /compression``."""
     change, shadow = status.last_change, status.shadow
     return CompressionStatus(
@@ -99,6 +100,8 @@ def compression_status(status: ControllerStatus) -> CompressionStatus:
         shadow=None if shadow is None else ShadowDecision(**asdict(shadow)),
         levels=[_level(level, status) for level in status.levels],
         last_switch=None if change is None else _switch(change),
+        steady_r=demand.steady_r,
+        capacity_demand=demand.value(),
     )
 
 

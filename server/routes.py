@@ -132,7 +132,8 @@ async def compression(request: Request) -> CompressionStatus:
 
     In shadow mode also what the policy would do.
     """
-    return compression_status(_service(request).core.controller.status())
+    core = _service(request).core
+    return compression_status(core.controller.status(), core.demand)
 
 
 @router.put(
@@ -149,7 +150,8 @@ async def set_compression(
     A pin, and the degree that shadow mode holds, are the operator's word: bounds and accuracy
     floor apply to automatic choices only. A value that is refused (422) changes nothing.
     """
-    controller = _service(request).core.controller
+    core = _service(request).core
+    controller = core.controller
     if query.min_r is not None or query.max_r is not None:
         controller.bound(query.min_r, query.max_r)
     if query.mode == "auto":
@@ -158,7 +160,7 @@ async def set_compression(
         controller.shadow(query.r, query.ttl_s)
     elif query.r is not None:
         controller.pin(query.r, query.ttl_s)
-    return compression_status(controller.status())
+    return compression_status(controller.status(), core.demand)
 
 
 @router.get("/healthz", tags=["health"], summary="Is the process alive?")

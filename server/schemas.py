@@ -245,6 +245,10 @@ class CompressionStatus(BaseModel):
     shadow: ShadowDecision | None = Field(description="null outside of shadow mode.")
     levels: list[Level]
     last_switch: Switch | None
+    steady_r: int = Field(description="The degree that capacity_demand reckons with.")
+    capacity_demand: float = Field(
+        description="How many replicas like this one the load of the last 15 s needs at steady_r."
+    )
 
 
 class Health(BaseModel):

@@ -87,7 +87,7 @@ class Service:
             swap=self._swap,
             on_end=self.metrics.observe_reload,
         )
-        _check_static_r(engine, settings)
+        _check_degrees(engine, settings)
         self._stored = open_profile(settings, engine)
         self._describe()
         self._watch()
@@ -102,6 +102,14 @@ class Service:
         if self._core is None:
             raise NotReady
         return self._core
+
+    def capacity_demand(self) -> float | None:
+        """Return how many replicas like this one the offered load needs; None before warm-up.
+
+        It is worked out anew at each call, and may be asked while the server drains: what is
+        offered no more is out of it after `server.capacity_demand.WINDOW_S`.
+        """
+        return None if self._core is None else self._core.demand.value()
 
     def check_ready(self) -> None:
         """Raise the reason why requests should go elsewhere, if there is one."""
@@ -231,7 +239,7 @@ class Service:
         on_stage: Callable[[ReloadStage], None],
     ) -> Core:
         """Warm another model up and wire what it needs, while the present one serves."""
-        _check_static_r(engine, settings)
+        _check_degrees(engine, settings)
         stored = open_profile(settings, engine)
         on_stage("warming_up")
         warm_up = await engine.warm_up(measured=bool(stored.measurements))
@@ -303,6 +311,7 @@ class Service:
             state=lambda: self._core.controller.status() if self._core else None,
             arrival_rate=lambda: self._core.batcher.load().steady_rate if self._core else 0.0,
             profile_cells=lambda: self._core.profile_cells() if self._core else (0, 0),
+            capacity_demand=self.capacity_demand,
         )
 
     def _is_ready(self) -> bool:
@@ -313,7 +322,7 @@ class Service:
         return True
 
 
-def _check_static_r(engine: Engine, settings: Settings) -> None:
-    r = settings.static_r
-    if r is not None and r > engine.max_r:
-        raise SettingsError(f"static_r={r}: the model has degrees 0 to {engine.max_r}")
+def _check_degrees(engine: Engine, settings: Settings) -> None:
+    for name, r in (("static_r", settings.static_r), ("steady_r", settings.steady_r)):
+        if r is not None and r > engine.max_r:
+            raise SettingsError(f"{name}={r}: the model has degrees 0 to {engine.max_r}")

@@ -175,6 +175,13 @@ class Settings(AccessSettings, BaseSettings):
     max_r: int | None = Field(
         None, ge=0, description="The controller never goes above it; unset: the bank's or model's."
     )
+    steady_r: int | None = Field(
+        None,
+        ge=0,
+        description="Degree that you are willing to run in steady state, for tocom_capacity_demand "
+        "(what an autoscaler goes by); between degrees that are offered, the next lower one; "
+        "unset: the lowest.",
+    )
     min_accuracy: float | None = Field(
         None,
         ge=0,
@@ -312,5 +319,14 @@ class Settings(AccessSettings, BaseSettings):
             raise ValueError(
                 f"static_r={self.static_r} lies above max_r={self.max_r}: "
                 "lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steady_degree_fits(self) -> Self:
+        if self.steady_r is not None and self.max_r is not None and self.steady_r > self.max_r:
+            raise ValueError(
+                f"steady_r={self.steady_r} lies above max_r={self.max_r}, which no automatic "
+                "choice passes: lower the one or raise the other"
             )
         return self

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from server.errors import SettingsError
 from server.simulated_machine import SlowDown
@@ -25,6 +26,12 @@ _RANGES: Sequence[tuple[str, float, bool]] = (
     ("dwell_s", 0, False),
     ("max_r", 0, False),
     ("min_accuracy", 0, False),
+    ("startup_s", 0, False),
+    ("scale_every_s", 0, True),
+    ("scale_target", 0, True),
+    ("scale_down_s", 0, False),
+    ("max_replicas", 1, False),
+    ("steady_r", 0, False),
 )
 """Flag, least value, and whether that itself is refused."""
 
@@ -82,6 +89,21 @@ class SimulateOptions:
     dwell_s: float | None = option(None, help="as of the server")
     max_r: int | None = option(None, help="as of the server")
     min_accuracy: float | None = option(None, help="as of the server")
+    autoscale: Literal["none", "capacity-demand", "cpu"] = option(
+        "none",
+        help="change the number of servers, at least --servers, as Kubernetes' autoscaler does, by "
+        "tocom_capacity_demand or by the share of time in which they compute; without the oracle",
+    )
+    startup_s: float = option(60.0, help="how long a server that is added takes until it serves")
+    scale_every_s: float = option(15.0, help="how often the autoscaler decides")
+    scale_target: float | None = option(
+        None, help="mean of the signal that it aims at; unset: 0.8 for capacity-demand, 0.7 for cpu"
+    )
+    scale_down_s: float = option(
+        300.0, help="of what was wanted in so long the most is kept, before servers are taken away"
+    )
+    max_replicas: int = option(10, help="most servers that it may ask for")
+    steady_r: int | None = option(None, help="as of the server, for capacity-demand")
     oracle: bool = option(True, help="compare with the offline bound")
     plot: str | None = option(
         None, help="picture of the first seed's timeline, one per trace and scale"
@@ -102,6 +124,10 @@ class SimulateOptions:
                     raise SettingsError(f"{flag} {value:g}: expected {words}")
         if self.min_accuracy is not None and self.min_accuracy > 1:
             raise SettingsError(f"--min-accuracy {self.min_accuracy:g}: expected 0 to 1")
+        if self.autoscale != "none" and self.max_replicas < self.servers:
+            raise SettingsError(
+                f"--max-replicas {self.max_replicas}: expected at least --servers {self.servers}"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise SettingsError(f"--seeds {self.seeds}: expected different numbers")
 

@@ -48,6 +48,7 @@ class SimulatedServer:
 
     Attributes:
         clock: as given.
+        controller: as given.
         outstanding: requests taken in and not answered yet.
         switches: how often the weights went to another degree.
     """
@@ -69,7 +70,7 @@ class SimulatedServer:
         self.outstanding = 0
         self.switches = 0
         self._scheduler = scheduler
-        self._controller = controller
+        self.controller = controller
         self._machine = machine
         self._timer = BatchTimer(machine, (seed, number))
         self._live_r = r_source
@@ -77,20 +78,32 @@ class SimulatedServer:
         self._max_queue_delay_s = max_queue_delay_s
         self._number = number
         self._running: _Running | None = None
+        self._busy_s = 0.0
+        self._closed = False
         self._gathering = False
         self._gathered = 0
 
     def open(self, timetable: Timetable, ledger: Ledger) -> None:
         """Take part in a simulation."""
         self._timetable, self._ledger = timetable, ledger
-        timetable.at(LOOK_EVERY_S, self._look)
+        timetable.at(self.clock.now + LOOK_EVERY_S, self._look)
+
+    def close(self) -> None:
+        """Take no more part in it: nothing is outstanding, and nothing will come any more."""
+        self._closed = True
+
+    @property
+    def busy_s(self) -> float:
+        """For how long a batch has been running, all in all."""
+        running = self._running
+        return self._busy_s + (0.0 if running is None else self.clock.now - running.started_at)
 
     def _look(self) -> None:
         """Let the degree come back down when there are no batches that would ask for it."""
-        if self._ledger.complete:
+        if self._closed or self._ledger.complete:
             return
         now = self.clock.now
-        self._controller.decide(self._scheduler.load(now))
+        self.controller.decide(self._scheduler.load(now))
         self._timetable.at(now + LOOK_EVERY_S, self._look)
 
     # A request: at the door, in the queue.
@@ -187,10 +200,11 @@ class SimulatedServer:
             self._timetable.at(done.ends_at, self._end)
             return
         self._running = None
+        self._busy_s += now - done.started_at
         size, compute_s = len(done.requests), now - done.started_at - done.merge_s
         stats = BatchStats(done.r, size, done.merge_s, compute_s, done.started_at, done.limited)
         self._scheduler.batch_ended(stats)
-        self._controller.observe_batch(stats)
+        self.controller.observe_batch(stats)
         self._ledger.batches.append(
             BatchRecord(done.started_at, now, self._number, done.r, size, done.still_waiting)
         )

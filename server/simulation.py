@@ -11,7 +11,7 @@ What the scheduler *believes* of the machine (the controller's table) and what i
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,7 @@ class SimulatedRun:
     Attributes:
         fates: one per arrival, in their order.
         batches: in the order in which they ended.
-        switches: how often a server's weights went to another degree.
+        switches: how often the weights of `servers` went to another degree.
     """
 
     fates: list[Fate]
@@ -56,6 +56,8 @@ def simulate(
     arrivals: Sequence[Arrival],
     servers: Sequence[SimulatedServer],
     router: Router | None = None,
+    *,
+    begin: Callable[[Timetable, Ledger], None] = lambda timetable, ledger: None,
 ) -> SimulatedRun:
     """Run one simulation, until the last answer.
 
@@ -63,6 +65,8 @@ def simulate(
         arrivals: by rising time, from 0 on.
         servers: fresh ones, all with the same clock, which stands at 0.
         router: which server gets a request; None sends everything to the first.
+        begin: called before the first arrival by whoever has events of its own, such as servers
+            that begin later.
 
     Raises:
         ValueError: arrivals that are out of order, or no server.
@@ -76,6 +80,7 @@ def simulate(
     timetable, ledger = Timetable(servers[0].clock), Ledger(arrivals)
     for server in servers:
         server.open(timetable, ledger)
+    begin(timetable, ledger)
     for index, arrival in enumerate(arrivals):
         timetable.run_until(arrival.at_s)
         router.choose(servers).arrive(index, arrival)

@@ -20,6 +20,13 @@ COLUMNS = {
     "p99_s": "p99 ms",
 }
 """Figures of the tables, and what they are called there."""
+FLEET_COLUMNS = {
+    "replica_hours": "replica-hours",
+    "most": "most replicas",
+    "grown": "grown",
+    "shrunk": "shrunk",
+}
+"""What an autoscaler's replicas cost, and how often it changed their number."""
 ORACLE_COLUMNS = ("oracle's accuracy at equal attainment", "gap, points")
 SHARES = ("attainment", "accuracy", "on_time_correct")
 WHOLE = ("violations", "switches")
@@ -135,12 +142,15 @@ def _trial_json(trial: PolicyTrial) -> dict[str, Any]:
         "on_time_accuracy": trial.on_time_accuracy,
         "oracle_accuracy": trial.oracle_accuracy,
         "gap_points": trial.gap_points,
+        **({} if trial.use is None else {name: getattr(trial.use, name) for name in FLEET_COLUMNS}),
     }
 
 
 def _table(trace: TraceTrials) -> list[str]:
     seeds = len(trace.described)
-    header = ["policy", *COLUMNS.values(), *(ORACLE_COLUMNS if trace.bounds else ())]
+    scaled = trace.trials[0][0].use is not None
+    header = ["policy", *COLUMNS.values(), *(FLEET_COLUMNS.values() if scaled else ())]
+    header += ORACLE_COLUMNS if trace.bounds else ()
     lines = [
         f"## {trace.name} × {trace.scale:g}",
         "",
@@ -163,6 +173,10 @@ def _row(trials: Sequence[PolicyTrial], trace: TraceTrials) -> str:
     for column in COLUMNS:
         spread = ranges[column]
         cells.append(_show(column, None if spread is None else spread.median))
+    uses = [trial.use for trial in trials if trial.use is not None]
+    for column in FLEET_COLUMNS if uses else ():
+        middle = statistics.median(getattr(use, column) for use in uses)
+        cells.append(f"{middle:.2f}" if column == "replica_hours" else f"{middle:.0f}")
     if trace.bounds:
         gap = _median([trial.gap_points for trial in trials])
         cells.append(_show("accuracy", _median([trial.oracle_accuracy for trial in trials])))

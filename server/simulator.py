@@ -18,15 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.arrivals import Trace, parse_trace
+from server.autoscaling import ScalingRules
 from server.bounds import Bounds
 from server.errors import BadParameter, SettingsError
 from server.farm import PolicyChoice, ServerSettings, true_machine
 from server.fates import write_requests
+from server.fleet_plot import FleetCurve, plot_fleets
 from server.operating_table import OperatingTable
 from server.policies import BUILDERS
 from server.policy_trials import Scenario, TraceTrials, run_trials
 from server.request_mix import parse_mix
 from server.simulate_options import SimulateOptions, parse_slow_down
+from server.simulated_fleet import DEFAULT_TARGETS, FleetPlan
 from server.simulated_machine import Machine
 from server.simulation_report import SimulationReport, as_json, as_markdown
 from server.timeline_plot import PlottedRun, plot_timeline
@@ -114,7 +117,8 @@ def _prepare(
         parse_mix(options.mix),
         options.servers,
         rate_unit,
-        options.oracle,
+        options.oracle and options.autoscale == "none",
+        _fleet(options),
     )
     why = "as given"
     if options.slo_ms is None:
@@ -125,6 +129,26 @@ def _prepare(
     )
     report.notes += _notes(options, profile, scenario)
     return scenario, report
+
+
+def _fleet(options: SimulateOptions) -> FleetPlan | None:
+    """Return how the number of servers changes, if an autoscaler was asked for."""
+    if options.autoscale == "none":
+        return None
+    rules = ScalingRules(
+        options.scale_target or DEFAULT_TARGETS[options.autoscale],
+        options.servers,
+        options.max_replicas,
+        down_window_s=options.scale_down_s,
+    )
+    return FleetPlan(
+        options.servers,
+        options.autoscale,
+        rules,
+        options.startup_s,
+        options.scale_every_s,
+        options.steady_r,
+    )
 
 
 def _capacities(
@@ -145,8 +169,14 @@ def _notes(options: SimulateOptions, profile: LatencyProfile, scenario: Scenario
         notes.append(f"the trace refers to {options.capacity:g} images/s a server, as given")
     if profile.serving is None:
         notes.append("the profile knows no overheads of serving (tocom bench --save-profile does)")
-    if options.oracle and options.noise:
+    if scenario.oracle and options.noise:
         notes.append("with noise the oracle bounds the mean machine, not each lucky draw")
+    if scenario.fleet is not None:
+        notes.append(
+            f"autoscaled by {options.autoscale}, target {scenario.fleet.rules.target:g}, from "
+            f"{options.servers} to {options.max_replicas} servers, ready {options.startup_s:g} s "
+            "after they are asked for; multiples refer to the servers at the beginning"
+        )
     if not scenario.accuracy_known:
         notes.append("the profile does not know the accuracy of every degree: nothing on it")
     return notes
@@ -200,12 +230,7 @@ def _keep(
     if options.plot is not None:
         path = Path(options.plot)
         path = path if total == 1 else path.with_stem(f"{path.stem}-{number}")
-        runs = [
-            PlottedRun(str(t[0].policy), t[0].fates, t[0].figures.seconds) for t in found.trials
-        ]
-        title = f"{found.name} × {found.scale:g}, simulated"
-        capacity = {f"capacity at r={scenario.profile.degrees[0]}": scenario.rate_unit}
-        plot_timeline(path, runs, scenario.settings.slo_s, title=title, capacities=capacity)
+        _plot(path, scenario, found)
     if options.output is not None:
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,6 +238,24 @@ def _keep(
             policy = str(trial.policy).replace(":", "-")
             name = f"requests-{number}-{policy}-seed{trial.seed}.csv"
             write_requests(folder / name, trial.fates)
+
+
+def _plot(path: Path, scenario: Scenario, found: TraceTrials) -> None:
+    """Draw the first seed: requests over time, and the servers too if their number changes."""
+    firsts = [trials[0] for trials in found.trials]
+    title = f"{found.name} × {found.scale:g}, simulated"
+    slo_s = scenario.settings.slo_s
+    if scenario.fleet is not None:
+        curves = [
+            FleetCurve(str(trial.policy), trial.fates, trial.use.lifetimes, trial.figures.seconds)
+            for trial in firsts
+            if trial.use is not None
+        ]
+        plot_fleets(path, {"": curves}, slo_s, scenario.rate_unit / scenario.servers, title=title)
+        return
+    runs = [PlottedRun(str(trial.policy), trial.fates, trial.figures.seconds) for trial in firsts]
+    capacity = {f"capacity at r={scenario.profile.degrees[0]}": scenario.rate_unit}
+    plot_timeline(path, runs, slo_s, title=title, capacities=capacity)
 
 
 def _write(options: SimulateOptions, report: SimulationReport) -> None:

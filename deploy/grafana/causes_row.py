@@ -77,4 +77,17 @@ def row() -> list[Any]:
         ),
     )
     panels.append(time_panel(durations))
+    demand = Panel(
+        "Capacity demand",
+        "How many replicas the offered load needs at the steady degree (TOCOM_STEADY_R): in all, "
+        "and of the busiest one. Compression serves what lies above the replicas that are ready; "
+        "if that lasts, it is time for more of them.",
+        "short",
+        (
+            Query(f"sum(tocom_capacity_demand{{{HERE}}})", "needed in all"),
+            Query(f"max(tocom_capacity_demand{{{HERE}}})", "of the busiest"),
+            Query(f"sum(tocom_ready{{{HERE}}})", "replicas ready"),
+        ),
+    )
+    panels.append(time_panel(demand, dashed=("replicas ready",)))
     return panels

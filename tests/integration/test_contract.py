@@ -212,7 +212,7 @@ def test_compression_shows_levels(client: httpx.Client) -> None:
     state = client.get("/compression").json()
     assert set(state) == {
         *("mode", "r", "r_source", "min_r", "max_r", "pinned_ttl_s", "levels", "last_switch"),
-        *("min_accuracy", "expected_accuracy", "shadow"),
+        *("min_accuracy", "expected_accuracy", "shadow", "steady_r", "capacity_demand"),
     }
     assert [level["r"] for level in state["levels"]] == list(range(13))
     for level in state["levels"]:

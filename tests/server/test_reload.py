@@ -13,6 +13,7 @@ import timm
 import torch
 
 from server import reload
+from server.capacity_demand import WINDOW_S
 from server.errors import ReloadFailed
 from server.reload_schemas import ReloadRequest
 from tests.server.test_app import Bench, HeldEngine, kind, tell
@@ -93,6 +94,21 @@ def test_a_reload_swaps_the_model(models: Path) -> None:
         page = (await bench.client.get("/metrics")).text
         assert 'tocom_reloads_total{outcome="done"} 1.0' in page
         assert page.count("tocom_model_info{") == 1 and 'name="other"' in page
+
+    tell_story(models, story)
+
+
+def test_the_load_is_not_forgotten(models: Path) -> None:
+    """What was offered to the old model counts against the capacity of the new one."""
+
+    async def story(bench: Bench) -> None:
+        for _ in range(3):
+            assert (await bench.post()).status_code == 200
+        assert (await ask(bench, model="other")).status_code == 200
+        told = (await bench.client.get("/compression")).json()
+        level = next(one for one in told["levels"] if one["r"] == told["steady_r"])
+        images = told["capacity_demand"] * level["images_per_s"] * WINDOW_S
+        assert images == pytest.approx(3, abs=0.01)
 
     tell_story(models, story)
 

@@ -61,6 +61,7 @@ SAMPLES = {
     "policy": "static",
     "mode": "shadow",
     "static_r": "3",
+    "steady_r": "4",
     "max_r": "12",
     "min_accuracy": "0.7",
     "dwell_s": "1.5",
@@ -168,6 +169,7 @@ def test_defaults_are_valid_and_frozen() -> None:
         (["--trusted-proxies", "10.0.0.1/8"], ["--trusted-proxies", "host bits"]),
         (["--rate-burst", "3"], ["rate_burst=3", "rate_limit"]),
         (["--policy", "static", "--static-r", "9", "--max-r", "8"], ["static_r=9", "max_r=8"]),
+        (["--steady-r", "9", "--max-r", "8"], ["steady_r=9", "max_r=8"]),
     ],
 )
 def test_bad_flags_are_refused_by_name(argv: list[str], expected: list[str]) -> None:

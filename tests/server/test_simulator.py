@@ -270,3 +270,42 @@ def test_reports_how_many_times_faster_than_real_it_was() -> None:
     assert trial.figures.seconds == 30.0
     assert trial.on_time_accuracy == pytest.approx(ACCURACY[0], abs=0.02)
     assert not math.isnan(trials.bounds[0].attainment)
+
+
+def test_an_autoscaler_changes_the_number_of_servers(
+    capsys: pytest.CaptureFixture[str], stored: Path, tmp_path: Path
+) -> None:
+    """Its cost stands beside what it wins; the oracle, which has a fixed number, is left out."""
+    flags = (
+        *("--autoscale", "capacity-demand", "--startup-s", "20", "--scale-down-s", "30"),
+        *("--seeds", "0", "--policy", "demand,static:0", "--max-replicas", "4"),
+        *("--plot", str(tmp_path / "fleet.png")),
+    )
+    markdown, found = simulate(capsys, stored, *flags, trace="step:0.5x20,2.4x60,0.4x70")
+    assert "ready 20 s after they are asked for" in markdown
+    assert "| replica-hours | most replicas | grown | shrunk |" in markdown
+    assert "oracle" not in markdown.split("simulated")[1]
+    for policy in policies_of(found).values():
+        [entry] = policy["seeds"]
+        assert 3 <= entry["most"] <= 4
+        assert entry["grown"] >= 1 and entry["shrunk"] >= 1
+        assert 150 / 3600 < entry["replica_hours"] < 4 * 150 / 3600
+    shares = {name: policy["seeds"][0]["attainment"] for name, policy in policies_of(found).items()}
+    assert shares["demand"] > shares["static:0"]
+    assert (tmp_path / "fleet.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--startup-s", "-1"), "--startup-s -1: expected 0 or more"),
+        (("--scale-target", "0"), "--scale-target 0: expected more than 0"),
+        (("--servers", "3", "--max-replicas", "2"), "--max-replicas 2: expected at least"),
+    ],
+)
+def test_refuses_an_autoscaler_that_cannot_be_meant(
+    stored: Path, flags: tuple[str, ...], message: str
+) -> None:
+    """Before anything is simulated."""
+    with pytest.raises(SettingsError, match=message):
+        main(["--profile", str(stored), "--trace", "step", "--autoscale", "cpu", *flags])

@@ -59,7 +59,10 @@ def busy_metrics() -> Metrics:
         {0: AgreementEstimate(1.0, 0.9, 1.0, 30)},
     )
     metrics.watch_control(
-        state=lambda: status, arrival_rate=lambda: 0.0, profile_cells=lambda: (0, 0)
+        state=lambda: status,
+        arrival_rate=lambda: 0.0,
+        profile_cells=lambda: (0, 0),
+        capacity_demand=lambda: 0.5,
     )
     metrics.watch_queue(admitted=lambda: 0, capacity=256)
     metrics.watch_gpus(lambda: {0: GpuUse(0.5, 1e9, 2e9, 5e8)})
