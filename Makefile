@@ -10,6 +10,7 @@ TEST_PROCESSES ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RAY_STAMP := $(VENV)/.installed-ray
 # Wheels of several hundred megabytes outlast the default of 30 s on a slow line.
 export UV_HTTP_TIMEOUT ?= 300
 
@@ -37,6 +38,13 @@ $(STAMP): pyproject.toml constraints.txt
 	       $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; }
 	@touch $@
 
+# Ray Serve is large and only needed by its own tests: no part of `make test`.
+$(RAY_STAMP): $(STAMP)
+	@echo "==> installing Ray Serve"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,ray]' \
+	  || $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	@touch $@
+
 serve: $(STAMP) ## set up and serve: make serve ARGS="--port 9000"
 	@exec $(BIN)/tocom serve $(ARGS)
 
@@ -47,7 +55,7 @@ test: $(STAMP) ## all tests that need neither root nor other programs
 test-fuzz: $(STAMP) ## 200 odd requests of each operation of the OpenAPI document
 	TOCOM_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/integration/test_fuzz.py $(PYTEST_ARGS)
 
-test-system: $(STAMP) ## tests with Docker, Prometheus, …: root, and what .ci/run installs
+test-system: $(RAY_STAMP) ## tests with Docker, Prometheus, Ray, …: root, and what .ci/run installs
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
 
 test-compose: $(STAMP) ## compose for real: a load spike, the degree's way up and back, an alert

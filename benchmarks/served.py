@@ -53,7 +53,7 @@ def main() -> None:
     from server.engine import load_engine
     from server.settings_sources import load_settings
 
-    flags = [*QUIET, *_model_flags(options.model), *options.server]
+    flags = [*QUIET, *model_flags(options.model), *options.server]
     photos = photographs(options.images, options.image_count)
     engine = load_engine(load_settings(flags))
     # One loop for all turns: the engine's lanes belong to it.
@@ -94,7 +94,7 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _model_flags(model: Path | None) -> list[str]:
+def model_flags(model: Path | None) -> list[str]:
     """The ViT-Tiny that lies in TOCOM_DATA names no architecture of its own."""
     data = os.environ.get("TOCOM_DATA")
     found = sorted(Path(data).glob("vit_tiny*.safetensors")) if data else []

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,7 +47,9 @@ _OUTCOMES: dict[int, RequestOutcome] = {
 }
 
 
-def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, *, engine: Engine | None = None, api: APIRouter = router
+) -> FastAPI:
     """Build the application.
 
     The model is loaded here, so that a wrong path fails at once; it is warmed up in the background
@@ -56,6 +58,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     Args:
         settings: how to serve.
         engine: the model, if it is loaded already.
+        api: the handlers; `deploy.ray` has others for some paths.
 
     Raises:
         TocomError: the model or bank cannot be loaded.
@@ -63,7 +66,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None) -> FastAPI:
     """
     service = Service(engine or load_engine(settings), settings, __version__)
     app = Application(service)
-    for part in (router, open_inference.router, merges.router, events.router, console.router):
+    for part in (api, open_inference.router, merges.router, events.router, console.router):
         app.include_router(part)
     add_problem_handlers(app)
     return app

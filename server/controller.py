@@ -132,6 +132,19 @@ class Controller:
         """Begin at a degree, or the nearest that may be chosen, instead of at `r_source`."""
         self._move(nearest(r, self._offered()), "reload")
 
+    def check_degree(self, r: int) -> None:
+        """Refuse a degree that cannot be pinned or held.
+
+        Raises:
+            BadParameter: the model has no such degree.
+        """
+        degrees = self.table.degrees
+        if r not in degrees:
+            known = f"{degrees[0]} to {degrees[-1]}"
+            if len(degrees) != degrees[-1] - degrees[0] + 1:
+                known = ", ".join(map(str, degrees))
+            raise BadParameter(f"r={r} is no degree of this model; it has {known}")
+
     def pin(self, r: int, ttl_s: float | None = None) -> None:
         """Hold the degree at `r`, for `ttl_s` seconds or until `auto`.
 
@@ -141,7 +154,7 @@ class Controller:
         Raises:
             BadParameter: the model has no such degree, or the time is not positive.
         """
-        self._check_degree(r)
+        self.check_degree(r)
         self._pin = _Hold(r, self._ends_at(ttl_s))
         self._move(r, "pinned")
 
@@ -155,7 +168,7 @@ class Controller:
             BadParameter: the model has no such degree, or the time is not positive.
         """
         held = self._r if r is None else r
-        self._check_degree(held)
+        self.check_degree(held)
         self._shadow = _Hold(held, self._ends_at(ttl_s))
         self._pin = None
         self._would = Decision(nearest(held, self._offered()), "start")
@@ -268,14 +281,6 @@ class Controller:
         self._last_change = DegreeChange(self._r, r, reason, age_s=0.0)
         self._changed_at = self._clock()
         self._r, self._reason = r, reason
-
-    def _check_degree(self, r: int) -> None:
-        degrees = self.table.degrees
-        if r not in degrees:
-            known = f"{degrees[0]} to {degrees[-1]}"
-            if len(degrees) != degrees[-1] - degrees[0] + 1:
-                known = ", ".join(map(str, degrees))
-            raise BadParameter(f"r={r} is no degree of this model; it has {known}")
 
     def _ends_at(self, ttl_s: float | None) -> float | None:
         if ttl_s is None:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     from server.app import create_app  # takes seconds; wrong settings are told before
 
     app = create_app(settings)
-    with _observed(app.state.service, settings, log_format):
+    with observed(app.state.service, settings, log_format):
         server = DrainingServer(app, settings, listener)
         server.run(sockets=[listener])
     logger.info("stopped: exit_code=%d", server.exit_code)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def _observed(service: "Service", settings: Settings, log_format: str) -> Iterator[None]:
+def observed(service: "Service", settings: Settings, log_format: str) -> Iterator[None]:
     """Log and trace what the service does, as the settings want it.
 
     Raises:
