@@ -8,6 +8,7 @@ that a file never mixes two.
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,12 @@ Result = Mapping[str, Any]
 
 GROWING: Mapping[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 """Formats of a file, by its suffix."""
+
+
+_MEND = "name another file, or --overwrite"
+
+# Names of files need not be UTF-8: what is not is written as it is, and read back the same.
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 class ResultFile:
@@ -51,9 +58,9 @@ class ResultFile:
         if overwrite:
             path.unlink(missing_ok=True)
         if path.exists():
-            with path.open(encoding="utf-8", newline="") as stream:
-                self._take_up(stream.read())
-        self._stream = path.open("a", encoding="utf-8", newline="")
+            with path.open(**_TEXT) as stream:
+                self._take_up(str(stream.read()))
+        self._stream = path.open("a", **_TEXT)
         if kind == "csv" and not path.stat().st_size:
             _writer(self._stream).writerow(self._columns)
 
@@ -63,7 +70,7 @@ class ResultFile:
             if self.kind == "csv":
                 _writer(self._stream).writerow(csv_row(result, self._columns))
             else:
-                self._stream.write(json.dumps(result, ensure_ascii=False) + "\n")
+                self._stream.write(_json_line(result) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
@@ -73,6 +80,9 @@ class ResultFile:
     def _take_up(self, text: str) -> None:
         """Learn what is there, and cut off a half line."""
         whole, rows = self._rows(text)
+        begun = ",".join(self._columns) + "\n" if self.kind == "csv" else '{"file": '
+        if text and not whole and not (begun.startswith(text) or text.startswith(begun)):
+            raise SettingsError(f"{self.path} is no file of answers: {_MEND}")
         for row in rows:
             if other := [n for n in self._run if str(row.get(n)) != str(self._run[n])]:
                 name = other[0]
@@ -82,25 +92,41 @@ class ResultFile:
                 )
             self.done.add(str(row["file"]))
             self.failed += bool(row.get("error"))
-        if len(whole) < len(text):
-            self.path.write_text(whole, encoding="utf-8", newline="")
+        if len(whole) < len(text):  # in place: an interruption now must not lose what is whole
+            os.truncate(self.path, len(whole.encode(_TEXT["encoding"], _TEXT["errors"])))
 
     def _rows(self, text: str) -> tuple[str, list[Mapping[str, Any]]]:
         """The whole lines, as text and as records."""
-        whole = text[: text.rfind("\n") + 1]
+        whole = text[: _end_of_rows(text, self.kind)]
         try:
             if self.kind == "jsonl":
-                return whole, [dict(json.loads(line)) for line in whole.splitlines()]
+                answers = [dict(json.loads(line)) for line in whole.split("\n")[:-1]]
+                return whole, [{**answer, "file": answer["file"]} for answer in answers]
             reader = csv.DictReader(io.StringIO(whole, newline=""))
             rows: list[Mapping[str, Any]] = list(reader)
-        except ValueError as error:
-            raise SettingsError(f"{self.path} is no file of answers: {error}") from None
+        except (ValueError, TypeError, KeyError, csv.Error) as error:
+            raise SettingsError(
+                f"{self.path} is no file of answers ({type(error).__name__}: {error}): {_MEND}"
+            ) from None
         if whole and list(reader.fieldnames or ()) != self._columns:
             raise SettingsError(
                 f"{self.path} has other columns than this call would write (another --top-k?): "
                 "name another file, or --overwrite"
             )
         return whole, rows
+
+
+def _end_of_rows(text: str, kind: Format) -> int:
+    """Where the last whole row ends; a line break within quotes ends none of a table."""
+    if kind != "csv":
+        return text.rfind("\n") + 1
+    end, place, quoted = 0, 0, False
+    for piece in text.split("\n")[:-1]:
+        quoted ^= piece.count('"') % 2 == 1
+        place += len(piece) + 1
+        if not quoted:
+            end = place
+    return end
 
 
 def csv_columns(top_k: int) -> list[str]:
@@ -121,11 +147,23 @@ def _writer(stream: TextIO) -> Any:
     return csv.writer(stream, lineterminator="\n")
 
 
+def _json_line(result: Result) -> str:
+    """As people read it, unless a name of a file is no text."""
+    line = json.dumps(result, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(result)
+    return line
+
+
 def show(kind: Format, results: Iterable[Result], top_k: int) -> None:
     """Print answers as they come; a JSON list is whole only at its end."""
     stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="surrogateescape")  # names of files need not be text
     if kind == "json":
-        print(json.dumps(list(results), indent=2, ensure_ascii=False), file=stream)
+        print(json.dumps(list(results), indent=2), file=stream)
         return
     columns = csv_columns(top_k)
     if kind == "csv":
@@ -134,7 +172,7 @@ def show(kind: Format, results: Iterable[Result], top_k: int) -> None:
         if kind == "csv":
             _writer(stream).writerow(csv_row(result, columns))
         elif kind == "jsonl":
-            print(json.dumps(result, ensure_ascii=False), file=stream, flush=True)
+            print(_json_line(result), file=stream, flush=True)
         else:
             print(*_lines(result), sep="\n", file=stream, flush=True)
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from server.cores import usable_cores
 from server.engine import Engine
-from server.errors import ServeError
+from server.errors import DeviceLost, ImageTooLarge, ServeError
 from server.images import ImageLimits, decode, guard_pillow
 from server.intake import DRAFT_FACTOR
+from server.replies import best
 from server.resizing import faster
 from server.settings import Settings
 
@@ -37,6 +38,9 @@ def classify_files(
         files: to read.
         r: the degree.
         top_k: classes per image.
+
+    Raises:
+        DeviceLost: nothing can be computed any more; what was answered stays answered.
     """
     side = max(engine.loaded.input_size[1:])
     limits = ImageLimits(
@@ -47,6 +51,9 @@ def classify_files(
 
     def read(path: Path) -> Decoded:
         try:
+            if (size := path.stat().st_size) > limits.max_bytes:  # before it is in memory
+                told = f"The file has {size} bytes; at most {limits.max_bytes} are read"
+                raise ImageTooLarge(f"{told}, so save it smaller or raise max_image_bytes")
             return decode(path.read_bytes(), limits, transform)
         except (ServeError, OSError) as error:
             return error
@@ -76,6 +83,8 @@ def _answers(
     images = [image for image in decoded if isinstance(image, Tensor)]
     try:
         outputs = iter(engine.run_blocking(images, r).outputs if images else ())
+    except DeviceLost:
+        raise  # nothing more can be computed, and what is left is no file's fault
     except ServeError as error:
         outputs = iter([error] * len(images))
     answers = []
@@ -85,10 +94,9 @@ def _answers(
         if isinstance(scores, Exception):
             answers.append(about | {"error": str(scores)})
             continue
-        best = scores.argsort()[::-1][:top_k].tolist()
         predictions = [
-            {"label": engine.labels[i], "index": i, "score": round(float(scores[i]), 6)}
-            for i in best
+            {"label": engine.labels[index], "index": index, "score": score}
+            for index, score in best(scores, top_k)
         ]
         answers.append(about | {"predictions": predictions})
     return answers
