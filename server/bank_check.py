@@ -5,6 +5,7 @@ Exit code 0: it fits; 1: it does not, or with ``--strict`` there is a warning.
 
 import argparse
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from server.errors import SettingsError
 from server.settings import Settings
 from server.settings_sources import load_settings
+from tocom_core.errors import BankError, BankMismatchWarning
 
 if TYPE_CHECKING:
     from tocom_core.bank import Bank
@@ -97,7 +99,6 @@ def _read_bank(
     """The bank, its name, and what is wrong where there is none."""
     from server.model_parts import read_bank
     from tocom_core.bank_fit import Finding
-    from tocom_core.errors import BankError
 
     try:
         bank, path = read_bank(settings, loaded)
@@ -144,7 +145,9 @@ def _measure(
     model = CompressedViT(vit, method, loaded.choose_prop_attn(settings.prop_attn, bank))
     images = evenly(open_source(given.images), given.count)
     degrees = given.degrees or spread_degrees(model, bank, loaded.r_source)
-    return measure(model, loaded, bank, images, degrees, scaling=settings.scaling)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BankMismatchWarning)  # a finding of its own
+        return measure(model, loaded, bank, images, degrees, scaling=settings.scaling)
 
 
 def _verdict(table: "AgreementTable") -> "Finding":
