@@ -33,15 +33,10 @@ def main(argv: Sequence[str]) -> int:
     """
     given, rest = _build_parser().parse_known_args(argv)
     settings = load_settings(rest)
-    from tocom_core.bank_fit import examine  # takes seconds; wrong usage is told before
-    from tocom_core.models import load_model
+    from server.model_parts import read_model  # takes seconds; wrong usage is told before
+    from tocom_core.bank_fit import examine
 
-    loaded = load_model(
-        settings.model,
-        architecture=settings.architecture,
-        labels=settings.labels,
-        r_source=settings.r_source,
-    )
+    loaded = read_model(settings)
     bank, place, missing = _read_bank(settings, loaded)
     findings = missing if bank is None else examine(loaded, bank, _serving(settings))
     table = None

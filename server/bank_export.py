@@ -24,13 +24,17 @@ def main(argv: Sequence[str]) -> int:
     settings = load_settings(rest)
     _check_folder(given.folder, given.overwrite)
     evaluation = _read_evaluation(given.evaluation)
-    from server.model_parts import load_parts  # takes seconds; wrong usage is told before
+    from server.model_parts import (  # takes seconds; wrong usage is told before
+        read_bank,
+        read_model,
+    )
     from tocom_core.bank_card import CardOptions
     from tocom_core.bank_fit import examine
     from tocom_core.bank_repository import push, write_folder
     from tocom_core.errors import BankError
 
-    loaded, bank, _ = load_parts(settings)
+    loaded = read_model(settings)
+    bank, _ = read_bank(settings, loaded)
     if bank is None:
         raise BankError(f"{loaded.name} has no bank to export; name one: --bank FILE")
     for finding in examine(loaded, bank):

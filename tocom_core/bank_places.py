@@ -6,35 +6,28 @@ opens private repositories, ``HF_HUB_CACHE`` is where the cache lies.
 """
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
-from tocom_core.errors import BankError
+from tocom_core import hub_files
+from tocom_core.errors import BankError, CheckpointError
 
 logger = logging.getLogger(__name__)
 
 BANK_FILE = "bank.safetensors"
 """What a bank is called in a folder or repository."""
 
-_ADDRESS = re.compile(r"hf[-_]hub:(?P<name>[^@\s]+)(@(?P<revision>[^@\s]+))?")
-_SCHEMES = ("hf-hub:", "hf_hub:")
+_OFFLINE = "HF_HUB_OFFLINE forbids asking the hub"
+_LOCAL = "a reload may not fetch from a hub: start the server with it"
 
 
 def on_hub(given: str) -> bool:
     """Whether this names a repository and no place on this machine."""
-    return given.startswith(_SCHEMES)
+    return given.startswith(hub_files.SCHEMES)
 
 
 def locate_bank(given: str | Path, *, local_only: bool = False) -> Path:
@@ -52,7 +45,7 @@ def locate_bank(given: str | Path, *, local_only: bool = False) -> Path:
             says why, and what to do.
     """
     if on_hub(str(given)):
-        return _fetch(str(given), local_only or constants.HF_HUB_OFFLINE)
+        return _fetch(str(given), local_only)
     path = Path(given).expanduser()
     if not path.is_dir():
         return path
@@ -78,62 +71,44 @@ def _fetch(address: str, local_only: bool) -> Path:
     One short question comes first, for the client's download goes on trying for most of a minute
     where there is no hub.  What was fetched before is good enough when that fails.
     """
-    match = _ADDRESS.fullmatch(address)
-    if match is None:
-        raise BankError(f"{address!r} names no repository; write hf-hub:owner/name[@revision]")
-    name, revision = match["name"], match["revision"]
-    if local_only:
-        return _from_cache(address, name, revision, _not_asked(), None)
+    try:
+        repository = hub_files.parse(address)
+    except CheckpointError as error:
+        raise BankError(str(error)) from error
+    if local_only:  # a stranger may have asked for it: no folder of this machine's is told
+        return _from_cache(repository, f"is not in the local cache, and {_LOCAL}")
+    missing = f"is not in the local cache {hub_files.cache_folder()}, and"
+    if constants.HF_HUB_OFFLINE:
+        return _from_cache(repository, f"{missing} {_OFFLINE}")
+    name, revision = repository.owner_and_name, repository.revision
     try:
         HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return Path(hf_hub_download(name, BANK_FILE, revision=revision))
     except HFValidationError as error:
         raise BankError(f"{address} names no repository: {error}") from error
     except Exception as error:  # the hub's client and what carries it fail in any way
-        return _from_cache(address, name, revision, _reason(error, name, revision), error)
+        reason = _reason(repository, error)
+        path = _from_cache(repository, f"{missing} {reason}", error)
+        logger.warning("the bank of %s is taken from the local cache: %s", address, reason)
+        return path
 
 
 def _from_cache(
-    address: str, name: str, revision: str | None, reason: str, cause: Exception | None
+    repository: hub_files.Repository, missing: str, cause: Exception | None = None
 ) -> Path:
-    """The bank that an earlier call fetched."""
+    """The bank that an earlier call fetched; ``missing`` says why there is no other."""
+    name, revision = repository.owner_and_name, repository.revision
     try:
-        path = Path(hf_hub_download(name, BANK_FILE, revision=revision, local_files_only=True))
+        return Path(hf_hub_download(name, BANK_FILE, revision=revision, local_files_only=True))
     except HFValidationError as error:
-        raise BankError(f"{address} names no repository: {error}") from error
-    except Exception as error:
+        raise BankError(f"{repository} names no repository: {error}") from error
+    except Exception as error:  # not there, or not to be read
         raise BankError(
-            f"the bank of {address} is not in the local cache {constants.HF_HUB_CACHE}, and "
-            f"{reason}; or give a local file or folder"
+            f"the bank of {repository} {missing}; or give a local file or folder"
         ) from (cause or error)
-    if cause is not None:
-        logger.warning("the bank of %s is taken from the local cache: %s", address, reason)
-    return path
 
 
-def _not_asked() -> str:
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids asking the hub"
-    return "a reload may not fetch from a hub: start the server with it"
-
-
-def _reason(error: Exception, name: str, revision: str | None) -> str:
-    """Why the hub gave nothing, and what mends it."""
-    hub = constants.ENDPOINT
-    if isinstance(error, GatedRepoError):
-        return f"its owner asks for consent; accept the terms on {hub}/{name}, and set HF_TOKEN"
-    if isinstance(error, RevisionNotFoundError):
-        return f"the repository has no revision {revision!r}; check it after the @"
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"{hub} has no such repository, or it is private; check the name, and set HF_TOKEN "
-            "for a private one"
-        )
+def _reason(repository: hub_files.Repository, error: Exception) -> str:
     if isinstance(error, RemoteEntryNotFoundError):
         return f"the repository has no {BANK_FILE}; 'tocom bank export --push' makes one"
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return f"{hub} answered {error.response.status_code}; try again later"
-    return (
-        f"the hub at {hub} cannot be reached ({type(error).__name__}); check the network, "
-        "HF_ENDPOINT and HTTPS_PROXY"
-    )
+    return hub_files.reason_for(repository, error)

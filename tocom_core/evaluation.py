@@ -17,6 +17,7 @@ import torch
 from tocom_core.accuracy_report import as_markdown, stored_table, write_report
 from tocom_core.accuracy_rows import accuracy_rows
 from tocom_core.bank import Bank
+from tocom_core.bank_places import on_hub
 from tocom_core.bootstrap import Interval, paired_bootstrap
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.errors import CheckpointError, DegreeError, TocomError
@@ -177,7 +178,7 @@ def _prepare(options: EvaluateOptions) -> _Subject:
     runner = VariantRunner(
         model, loaded, bank, options.batch_size, options.skip_unreadable, advice=ADVICE
     )
-    return _Subject(loaded, bank, "" if path is None else _short(path), images, runner)
+    return _Subject(loaded, bank, _bank_name(options.bank, path), images, runner)
 
 
 def _facts(subject: _Subject, options: EvaluateOptions) -> dict[str, Any]:
@@ -195,6 +196,13 @@ def _facts(subject: _Subject, options: EvaluateOptions) -> dict[str, Any]:
         "split": subject.images.place.split,
         "labelled": subject.images.labelled,
     }
+
+
+def _bank_name(given: str, path: Path | None) -> str:
+    """What the table calls the bank: its repository, or what tells its file from others."""
+    if path is None:
+        return ""
+    return given if on_hub(given) else _short(path)
 
 
 def _short(path: Path) -> str:

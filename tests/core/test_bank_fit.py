@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,9 +32,9 @@ def loaded() -> LoadedModel:
     return describe(vit.eval(), "a model")
 
 
-def fitting(loaded: LoadedModel, size: float = 0.2, **changes: object) -> Bank:
+def fitting(loaded: LoadedModel, size: float = 0.2, **changes: Any) -> Bank:
     """A bank for the model; with ``changes`` it is one for another."""
-    told = {
+    told: dict[str, Any] = {
         "arch": loaded.architecture,
         "embed_dim": loaded.vit.embed_dim,
         "depth": len(loaded.vit.blocks),
@@ -42,7 +43,7 @@ def fitting(loaded: LoadedModel, size: float = 0.2, **changes: object) -> Bank:
         "scaling": 1.0,
         "backbone_digest": loaded.digest,
     }
-    bank = Bank(BankHeader(**{**told, **changes}))  # type: ignore[arg-type]
+    bank = Bank(BankHeader(**{**told, **changes}))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in bank.parameters():
@@ -67,7 +68,7 @@ def test_all_is_well_with_its_own_bank(loaded: LoadedModel) -> None:
     assert all(torch.equal(value, before[key]) for key, value in loaded.vit.state_dict().items())
 
 
-WRONG: dict[str, tuple[dict[str, object], Serving, str, str]] = {
+WRONG: dict[str, tuple[dict[str, Any], Serving, str, str]] = {
     "depth": ({"depth": 3}, Serving(), "sizes", "error"),
     "width": ({"embed_dim": 32}, Serving(), "sizes", "error"),
     "architecture": ({"arch": "vit_base_patch16_224"}, Serving(), "backbone", "warning"),

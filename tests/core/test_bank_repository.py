@@ -11,10 +11,9 @@ import pytest
 import timm
 import torch
 import yaml
-from huggingface_hub import constants
 
 from tests.core import zoo
-from tests.core.fake_bank_hub import FakeBankHub
+from tests.core.fake_bank_hub import FakeBankHub, ask_hub
 from tests.core.ports import free_port
 from tests.core.test_bank_facts import filled
 from tocom_core.bank import Bank
@@ -53,11 +52,7 @@ def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UseHub:
     """Let the hub's client ask that address, with a cache of the test's own."""
 
     def use(url: str, *, offline: bool = False, token: str | None = "hf_right") -> None:
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        ask_hub(monkeypatch, url, tmp_path / "cache", offline=offline)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         if token is not None:
             monkeypatch.setenv("HF_TOKEN", token)
@@ -99,8 +94,9 @@ def test_cache_serves_when_the_hub_does_not(
     filled().save(tmp_path / "bank.safetensors")
     hub.repositories["me/bank"] = {"bank.safetensors": (tmp_path / "bank.safetensors").read_bytes()}
     use_hub(hub.url)
-    with pytest.raises(BankError, match="a reload may not fetch"):
+    with pytest.raises(BankError, match="a reload may not fetch") as told:
         locate_bank("hf-hub:me/bank", local_only=True)
+    assert str(tmp_path) not in str(told.value)  # a stranger may be told
     assert hub.asked == []
     fetched = locate_bank("hf-hub:me/bank")
     asked = len(hub.asked)
@@ -143,10 +139,10 @@ def test_errors_name_the_address_instead_of_the_cache(
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("hf-hub:me/nothing", "no such repository, or it is private"),
+        ("hf-hub:me/nothing", "no such model, or it is private"),
         ("hf-hub:me/bank@v9", "no revision 'v9'"),
         ("hf-hub:me/empty", "has no bank.safetensors"),
-        ("hf-hub:me/gated", "accept the terms"),
+        ("hf-hub:me/gated", "accept its terms"),
         ("hf-hub:a/b/c", "names no repository"),
         ("hf-hub:me/bank@", "names no repository"),
         ("hf-hub:", "names no repository"),
