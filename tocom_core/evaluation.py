@@ -60,7 +60,9 @@ class EvaluateOptions:
     model: str = option("default", help="default, a timm name, or a checkpoint")
     architecture: str | None = option(None, help="timm name, for a checkpoint that does not say it")
     bank: str = option(
-        "auto", help="a bank file, none, or auto: the one beside the model, or shipped for it"
+        "auto",
+        help="a bank (file, folder or hf-hub:owner/name), none, or auto: the one beside the model, "
+        "or shipped for it",
     )
     data: str = option(
         help="images, labelled or not: a folder, parquet files, WebDataset shards (.tar; several "
