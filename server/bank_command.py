@@ -36,6 +36,7 @@ PARTS = {
 def main(argv: Sequence[str]) -> int:
     """Do one of ``PARTS``; each names in its own ``main`` what it raises and returns."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request to a hub
     given = _build_parser().parse_args(argv)
     part = importlib.import_module(PARTS[given.part].module)
     return int(part.main(given.arguments))
