@@ -34,6 +34,7 @@ COMMANDS = {
     "finetune": Command("tocom_core.finetuning", "make a classifier at a given r_source"),
     "train": Command("tocom_core.distillation", "train a bank by self-distillation"),
     "evaluate": Command("tocom_core.evaluation", "measure accuracy per degree"),
+    "bank": Command("server.bank_command", "look at a bank, check, convert and share it"),
     "key": Command("server.key_command", "make an API key, and the line that makes it known"),
     "doctor": Command("server.doctor", "examine whether serving would work here, and well"),
     "profile": Command("server.profiling", "measure latency and agreement per degree"),

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
 from server.canary import Verdict, try_out
@@ -150,7 +151,8 @@ class Reloads:
         bound = settings.canary_agreement if bound is None else bound
         engine: Engine | None = None
         try:
-            parts = await _in_thread(lambda: load_parts(settings), niceness=NICENESS)
+            load = partial(load_parts, settings, local_only=True)
+            parts = await _in_thread(load, niceness=NICENESS)
             engine = await _in_thread(lambda: Engine(*parts[:2], settings, bank_path=parts[2]))
             core = await self._wire(engine, settings, old, self._stage)
             self._stage("trying")

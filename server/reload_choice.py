@@ -3,8 +3,8 @@
 A request is a stranger's. It can say *which* of the models that the operator laid out in
 `models_dir` is served, and nothing else on this machine: a name has no slash, and what it leads to
 must lie in that folder when all links have been followed. Only safetensors are taken, and no name
-leads to the hub; it is asked again only for the repository that the operator started the server
-with.
+leads to the hub. It is asked again only for the model's repository that the operator started the
+server with; a bank of a repository is read from the local cache alone.
 """
 
 from collections.abc import Iterable
@@ -14,6 +14,7 @@ from typing import Any
 from server.errors import BadParameter
 from server.reload_schemas import ReloadRequest
 from server.settings import Settings
+from tocom_core.bank_places import on_hub
 from tocom_core.hub_files import cache_folder
 
 OF_A_MODEL = ("model", "bank", "labels", "architecture", "r_source", "scaling")
@@ -65,7 +66,9 @@ def shown(settings: Settings, text: str) -> str:
 
 
 def _folder(place: str | Path | None) -> Path | None:
-    return None if place is None else Path(place).expanduser().parent
+    if place is None or on_hub(str(place)):
+        return None
+    return Path(place).expanduser().parent
 
 
 def _find(

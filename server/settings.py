@@ -47,7 +47,8 @@ class Settings(AccessSettings, BaseSettings):
         "auto",
         min_length=1,
         description="Compensator bank: 'auto' (the default model's own, or bank.safetensors "
-        "beside the model file, or the one shipped for its backbone), 'none', or a path.",
+        "beside the model file, or the one shipped for its backbone), 'none', a file, a folder, or "
+        "hf-hub:owner/name[@revision].",
     )
     r_source: int | None = Field(
         None, ge=0, description="Degree the model was fine-tuned at; unset: the checkpoint's, or 0."

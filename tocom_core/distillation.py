@@ -19,6 +19,7 @@ from torch import nn
 
 from tocom_core.bank import Bank
 from tocom_core.bank_header import BankHeader
+from tocom_core.bank_places import locate_bank
 from tocom_core.class_matching import match_classes
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.data import TrainingImages, augmentation
@@ -180,7 +181,7 @@ def _new_bank(options: DistillOptions, loaded: LoadedModel, model: CompressedViT
         bank = Bank(header)
         bank.reset_parameters(torch.Generator().manual_seed(options.seed))
         return bank
-    bank = Bank.load(options.init_bank)
+    bank = Bank.load(locate_bank(options.init_bank))
     fields = [
         "embed_dim",
         "depth",

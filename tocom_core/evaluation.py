@@ -17,6 +17,7 @@ import torch
 from tocom_core.accuracy_report import as_markdown, stored_table, write_report
 from tocom_core.accuracy_rows import accuracy_rows
 from tocom_core.bank import Bank
+from tocom_core.bank_places import on_hub
 from tocom_core.bootstrap import Interval, paired_bootstrap
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.errors import CheckpointError, DegreeError, TocomError
@@ -59,7 +60,9 @@ class EvaluateOptions:
     model: str = option("default", help="default, a timm name, or a checkpoint")
     architecture: str | None = option(None, help="timm name, for a checkpoint that does not say it")
     bank: str = option(
-        "auto", help="a bank file, none, or auto: the one beside the model, or shipped for it"
+        "auto",
+        help="a bank (file, folder or hf-hub:owner/name), none, or auto: the one beside the model, "
+        "or shipped for it",
     )
     data: str = option(
         help="images, labelled or not: a folder, parquet files, WebDataset shards (.tar; several "
@@ -177,7 +180,7 @@ def _prepare(options: EvaluateOptions) -> _Subject:
     runner = VariantRunner(
         model, loaded, bank, options.batch_size, options.skip_unreadable, advice=ADVICE
     )
-    return _Subject(loaded, bank, "" if path is None else _short(path), images, runner)
+    return _Subject(loaded, bank, _bank_name(options.bank, path), images, runner)
 
 
 def _facts(subject: _Subject, options: EvaluateOptions) -> dict[str, Any]:
@@ -195,6 +198,13 @@ def _facts(subject: _Subject, options: EvaluateOptions) -> dict[str, Any]:
         "split": subject.images.place.split,
         "labelled": subject.images.labelled,
     }
+
+
+def _bank_name(given: str, path: Path | None) -> str:
+    """What the table calls the bank: its repository, or what tells its file from others."""
+    if path is None:
+        return ""
+    return given if on_hub(given) else _short(path)
 
 
 def _short(path: Path) -> str:

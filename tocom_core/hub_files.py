@@ -102,7 +102,7 @@ def fetch(repository: Repository, weights: str | None = None) -> Path:
     except HFValidationError as error:
         raise CheckpointError(f"{repository} names no repository: {error}") from error
     except Exception as error:  # the hub's client and what carries it fail in any way
-        return _from_cache(repository, weights, _reason(repository, error), error)
+        return _from_cache(repository, weights, reason_for(repository, error), error)
     chosen = (
         choose_weights({n for n in names if "/" not in n} - {_CONFIG}, str(repository))
         if weights is None or weights not in names
@@ -113,7 +113,7 @@ def fetch(repository: Repository, weights: str | None = None) -> Path:
     except CheckpointError:
         raise
     except Exception as error:
-        return _from_cache(repository, weights, _reason(repository, error), error)
+        return _from_cache(repository, weights, reason_for(repository, error), error)
 
 
 def _download(repository: Repository, weights: str, names: set[str]) -> Path:
@@ -175,7 +175,7 @@ def _cached(repository: Repository, weights: str | None) -> Path | None:
     return path if all(part.is_file() for part in parts) else None
 
 
-def _reason(repository: Repository, error: Exception) -> str:
+def reason_for(repository: Repository, error: Exception) -> str:
     """Why the hub gave nothing, and what mends it."""
     hub = constants.ENDPOINT
     if isinstance(error, GatedRepoError):

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tocom_core.bank import Bank, backbone_digest
+from tocom_core.bank_places import locate_bank
 from tocom_core.checkpoint import Config
 from tocom_core.errors import DeviceError, TocomError
 from tocom_core.labels import class_labels
@@ -146,27 +147,33 @@ def default_model_path() -> Path:
 
 
 def find_bank(
-    model: str | Path, bank: str = "auto", loaded: LoadedModel | None = None
+    model: str | Path,
+    bank: str = "auto",
+    loaded: LoadedModel | None = None,
+    *,
+    local_only: bool = False,
 ) -> Path | None:
     """Where a model's bank lies.
 
     Args:
         model: ``"default"``, a model file, or a timm name.
-        bank: a file; ``"none"``; or ``"auto"`` for ``bank.safetensors`` beside the model file, else
-            the bank that is shipped for the backbone of the model.
+        bank: a file, a folder or ``hf-hub:owner/name[@revision]``, as of ``locate_bank``;
+            ``"none"``; or ``"auto"`` for ``bank.safetensors`` beside the model file, else the bank
+            that is shipped for the backbone of the model.
         loaded: the model itself, to find a shipped bank by the backbone that it is, or was
             fine-tuned from.
+        local_only: ask no hub for a bank; what was fetched before is found.
 
     Returns:
         the file; ``None`` if none is wanted, or ``auto`` finds none.
 
     Raises:
-        BankError: a shipped bank cannot be read.
+        BankError: a shipped bank cannot be read, or what ``bank`` names cannot be found.
     """
     if bank == "none":
         return None
     if bank != "auto":
-        return Path(bank).expanduser()
+        return locate_bank(bank, local_only=local_only)
     file = default_model_path() if model == "default" else Path(model).expanduser()
     if loaded is not None and loaded.file is not None and not file.is_file():
         file = loaded.file  # a folder's or the hub's

@@ -16,7 +16,11 @@ from server import reload
 from server.capacity_demand import WINDOW_S
 from server.errors import ReloadFailed
 from server.reload_schemas import ReloadRequest
+from tests.core.fake_bank_hub import FakeBankHub, ask_hub
 from tests.server.test_app import Bench, HeldEngine, kind, tell
+from tocom_core.bank import Bank
+from tocom_core.bank_header import BankHeader
+from tocom_core.bank_places import locate_bank
 from tocom_core.models import save_model
 
 SHAPE = {"patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -251,6 +255,30 @@ def test_a_reload_without_a_body_reads_again(models: Path, tmp_path: Path) -> No
         assert model["labels"] == ["p", "q", "r"] and model["digest"] != digest
 
     tell(str(path), story, backend="eager")
+
+
+def test_a_reload_fetches_no_bank_from_a_hub(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is configured is read from the local cache, or not at all."""
+    Bank(BankHeader("", SHAPE["embed_dim"], SHAPE["depth"], 4, 1)).save(tmp_path / "b.safetensors")
+    content = {"bank.safetensors": (tmp_path / "b.safetensors").read_bytes()}
+    with FakeBankHub({"me/bank": content}).running() as hub:
+        ask_hub(monkeypatch, hub.url, tmp_path / "cache")
+
+        async def story(bench: Bench) -> None:
+            answer = await ask(bench)
+            assert answer.status_code == 422, answer.text
+            assert "may not fetch" in answer.json()["detail"] and str(tmp_path) not in answer.text
+            assert hub.asked == []
+            locate_bank("hf-hub:me/bank")
+            asked = len(hub.asked)
+            answer = await ask(bench)
+            assert answer.status_code == 200, answer.text
+            assert (await bench.client.get("/model")).json()["bank"]["num_groups"] == 4
+            assert answer.json()["bank"] == "hf-hub:me/bank" and len(hub.asked) == asked
+
+        tell_story(models, story, bank="hf-hub:me/bank")
 
 
 def test_not_before_the_first_model_is_warm_and_not_in_a_drain(models: Path) -> None:

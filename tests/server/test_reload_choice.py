@@ -102,3 +102,5 @@ def test_messages_do_not_show_folders(models: Path) -> None:
     assert shown(other, "cannot read /srv/private/tulip.safetensors") == (
         "cannot read tulip.safetensors"
     )
+    from_hub = Settings(bank="hf-hub:me/bank")
+    assert shown(from_hub, from_hub.bank) == "hf-hub:me/bank"
