@@ -76,7 +76,8 @@ def test_help_and_wrong_settings_need_no_torch() -> None:
     """They answer at once, since nothing heavy is imported for them."""
     code = (
         "import sys; from server import cli\n"
-        "for argv in (['--help'], ['serve', '--help'], ['classify', '--help']):\n"
+        "for words in ('', 'serve ', 'classify ', 'bank check '):\n"
+        "    argv = f'{words}--help'.split()\n"
         "    try: cli.main(argv)\n"
         "    except SystemExit as stopped: assert stopped.code == 0\n"
         "assert cli.main(['serve', '--port=high']) == 2\n"
