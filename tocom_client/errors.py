@@ -129,6 +129,8 @@ class UnexpectedAnswer(TocomClientError):
 
 _BY_TYPE: dict[str, type[TocomClientError]] = {
     "/problems/bad-request": Refused,
+    "/problems/bad-inference-request": Refused,
+    "/problems/unknown-model": Refused,
     "/problems/not-an-image": InvalidImage,
     "/problems/unauthorized": Unauthorized,
     "/problems/missing-scope": Unauthorized,

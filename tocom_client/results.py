@@ -210,6 +210,8 @@ class CompressionStatus:
         pinned_ttl_s: seconds until a pin ends by itself.
         shadow: None outside of shadow mode.
         last_switch: None: the degree has never changed.
+        steady_r: the degree that `capacity_demand` reckons with.
+        capacity_demand: replicas like this one that the load of the last 15 s needs at `steady_r`.
     """
 
     mode: str
@@ -223,3 +225,5 @@ class CompressionStatus:
     pinned_ttl_s: float | None = None
     shadow: ShadowDecision | None = None
     last_switch: Switch | None = None
+    steady_r: int | None = None
+    capacity_demand: float | None = None

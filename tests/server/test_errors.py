@@ -43,7 +43,7 @@ def test_problem_has_the_members_of_rfc_9457(kind: type[ServeError]) -> None:
 
 def test_types_are_distinct() -> None:
     """A client can tell every kind by its type."""
-    assert len({kind.type for kind in KINDS}) == len(KINDS) == 24
+    assert len({kind.type for kind in KINDS}) == len(KINDS) == 26
 
 
 @pytest.mark.parametrize(("wait_s", "header"), [(0.0, "1"), (1.0, "1"), (1.01, "2"), (4.2, "5")])
