@@ -8,11 +8,10 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from server.errors import SettingsError
 from server.settings import Settings
-from server.settings_sources import load_settings
+from server.settings_sources import RaisingParser, load_settings
 from tocom_core.errors import BankError, BankMismatchWarning
 
 if TYPE_CHECKING:
@@ -51,15 +50,8 @@ def main(argv: Sequence[str]) -> int:
     return int(not fits)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are raised, not printed."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; '{PROG} --help' lists the flags")
-
-
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = RaisingParser(
         prog=PROG,
         description="Check whether a bank fits a model: sizes, backbone, method, degrees, finite "
         "weights. Exit code 0: it fits; 1: it does not.",

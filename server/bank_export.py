@@ -4,10 +4,10 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from server.errors import SettingsError
-from server.settings_sources import load_settings
+from server.settings_sources import RaisingParser, load_settings
 
 PROG = "tocom bank export"
 
@@ -60,15 +60,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are raised, not printed."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; '{PROG} --help' lists the flags")
-
-
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = RaisingParser(
         prog=PROG,
         description="Write bank.safetensors and a model card as a repository of the Hugging Face "
         "hub, with --with-model the model in timm's layout too, and with --push upload it.",

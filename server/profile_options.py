@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from server.errors import SettingsError
 from server.settings import Settings
-from server.settings_sources import load_settings
+from server.settings_sources import RaisingParser, load_settings
 
 PROG = "tocom profile"
 
@@ -65,15 +65,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ProfileOptions, Settings]:
     return ProfileOptions(**values), load_settings(rest)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are raised, not printed."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; '{PROG} --help' lists the flags")
-
-
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = RaisingParser(
         prog=PROG,
         description="Measure how long batches take at each degree on this machine, and how good "
         "the answers are, and write it to a file that 'tocom serve --profile FILE' starts from.",

@@ -57,16 +57,17 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are raised, not printed."""
+class RaisingParser(argparse.ArgumentParser):
+    """An argument parser whose errors are raised as `SettingsError`, not printed."""
 
     def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message}; 'tocom serve --help' lists all flags")
+        """Say what was wrong, and where the flags are listed."""
+        raise SettingsError(f"{message}; '{self.prog} --help' lists all flags")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return a parser with one flag per setting; values stay text until validation."""
-    parser = _Parser(
+    parser = RaisingParser(
         prog="tocom serve",
         description="Serve a Vision Transformer whose speed can be dialled while it runs.",
         epilog=f"Each flag is a variable ({ENV_PREFIX}PORT) and a key of the YAML file (port) too.",
