@@ -1,7 +1,7 @@
 """Does what the settings name work here? The device, the model, its bank, its profile."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -9,13 +9,17 @@ import torch
 from server.degrees import table_accuracies
 from server.engine import Engine, load_engine
 from server.errors import ServeError
-from server.findings import Finding, examine, overheard
+from server.findings import Finding, Level, examine, overheard
 from server.settings import Settings
 from server.stored_profile import differences, find_profile
+from tocom_core import bank_fit
+from tocom_core.bank_fit import Serving
 from tocom_core.latency_profile import LatencyProfile
 
 TRIES = 3
 MIB = 2**20
+_UNFIT: Mapping[str, Level] = {"error": "problem", "warning": "warning"}
+"""What is told of a bank, and how bad it is here."""
 GPU_FILES = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version"))
 
 
@@ -58,7 +62,7 @@ def model(settings: Settings) -> Iterator[Finding]:
             f"r from 0 to {engine.max_r}, {engine.backend} on {engine.device_names}",
         )
         yield from examine("model", lambda: _tries(engine, settings))
-        yield from examine("bank", lambda: _bank(engine))
+        yield from examine("bank", lambda: _bank(engine, settings))
         yield from examine("profile", lambda: _profile(engine, settings))
         yield from examine("accuracy", lambda: _accuracy(engine, settings))
     finally:
@@ -90,8 +94,8 @@ def _tries(engine: Engine, settings: Settings) -> Iterator[Finding]:
         yield Finding("speed", "ok", told)
 
 
-def _bank(engine: Engine) -> Iterator[Finding]:
-    """Whether the bank was trained for these weights."""
+def _bank(engine: Engine, settings: Settings) -> Iterator[Finding]:
+    """Whether the bank fits; `tocom bank check --images` would also say whether it helps."""
     bank, loaded = engine.bank, engine.loaded
     if bank is None:
         yield Finding(
@@ -101,17 +105,16 @@ def _bank(engine: Engine) -> Iterator[Finding]:
             "train one with 'tocom train', or name one with --bank",
         )
         return
-    about = f"{engine.bank_path}: {bank.arch}, K={bank.num_groups}, rank {bank.rank}"
-    if bank.backbone_digest in (loaded.digest, loaded.trained_from):
-        yield Finding("bank", "ok", about)
-    else:
-        yield Finding(
-            "bank",
-            "warning",
-            f"{about}; trained for another backbone ({bank.backbone_digest[:12]}) than this model "
-            f"({loaded.digest[:12]})",
-            "compare both with 'tocom evaluate' before you trust it, or use --bank none",
-        )
+    method = settings.method if "method" in settings.model_fields_set else None
+    serving = Serving(method, settings.prop_attn, settings.scaling, settings.max_r)
+    found = bank_fit.examine(loaded, bank, serving)
+    for finding in found:
+        if finding.severity in _UNFIT:
+            told = f"{engine.bank_path}: {finding.message}"
+            yield Finding("bank", _UNFIT[finding.severity], told, finding.mend)
+    if not any(finding.severity in _UNFIT for finding in found):
+        about = f"{bank.arch}, K={bank.num_groups}, rank {bank.rank}"
+        yield Finding("bank", "ok", f"{engine.bank_path}: {about}")
 
 
 def _profile(engine: Engine, settings: Settings) -> Iterator[Finding]:

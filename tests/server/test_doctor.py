@@ -142,7 +142,7 @@ def test_a_bank_of_another_backbone(tmp_path: Path):
     bank.header = replace(bank.header, backbone_digest="0" * 64)
     bank.save(path)
     found = by_check(doctor_model.model(Settings(bank=str(path), profile="none")))
-    assert found["bank"].level == "warning" and "another backbone" in found["bank"].found
+    assert found["bank"].level == "warning" and "trained on other weights" in found["bank"].found
 
 
 def test_a_profile_of_another_machine(tmp_path: Path):
