@@ -5,7 +5,8 @@
 The SLO (ten times the latency of a single r=0 request) is measured once, the capacity before each
 trace and seed, for a shared machine changes its pace within minutes. Then each policy serves the
 same arrivals, on a `tocom serve` process of its own, in an order that rotates. Static
-degrees compete too: the best of them is picked afterwards, with the wisdom of hindsight.
+degrees compete too: the best of them is picked afterwards, with the wisdom of hindsight. How long
+batches take while requests come in is measured first (`served.json`), for `simulated_replays`.
 
 Every finished run is a file in the output folder; a second call goes on where the first one
 stopped. `policies_report` tabulates. Prints Markdown and one final JSON line.
@@ -24,7 +25,8 @@ from benchmarks.policies_report import PolicyRun, Setting, describe, draw, show
 from server.arrivals import Trace, parse_trace
 from server.bench import terminated_like_interrupted
 from server.bench_images import Pictures, open_pictures
-from server.bench_run import QUIET, SLO_SINGLES
+from server.bench_run import QUIET, SLO_SINGLES, largest_batch
+from server.calibration import calibrate
 from server.capacity import WARM_UP_S, capacity, settle, single_latency_s
 from server.errors import SettingsError
 from server.open_loop import Client, closed_loop
@@ -32,6 +34,7 @@ from server.replay import Replay, replay
 from server.served_process import serve
 from tocom_client import Client as Operator
 from tocom_core.errors import TocomError
+from tocom_core.latency_profile import LatencyProfile
 
 TRACES = ("step:0.5x20,1.5x60,0.5x20", "gamma:0.9x60,cv2=4")
 ADAPTIVE = ("demand", "threshold", "slackfit", "aimd")
@@ -65,6 +68,7 @@ def main() -> None:
         traces = [parse_trace(spec) for spec in options.traces]
         with terminated_like_interrupted():
             setting = _setting(folder / "setting.json", options)
+            _profile_under_load(folder / "served.json", options, setting)
             contenders = _contenders(options, setting.highest)
             _run_missing(folder, options, setting, traces, contenders)
     except KeyboardInterrupt:
@@ -124,6 +128,21 @@ def _setting(path: Path, options: argparse.Namespace) -> Setting:
         setting = asyncio.run(_measured(server.url, options, slo_ms / 1000))
     setting.save(path)
     return setting
+
+
+def _profile_under_load(path: Path, options: argparse.Namespace, setting: Setting) -> None:
+    """Measure batches while requests come in, unless that is done."""
+    if path.exists():
+        return
+    print("measuring batches under load", file=sys.stderr, flush=True)
+    with serve([*options.server, f"--slo-ms={1000 * setting.slo_s:g}", *QUIET]) as server:
+        asyncio.run(_calibrated(server.url, options)).save(path)
+
+
+async def _calibrated(url: str, options: argparse.Namespace) -> LatencyProfile:
+    pictures = _pictures(url, options)
+    async with Client(url, pictures.files, 0) as client:
+        return await calibrate(client, largest_batch(options.server))
 
 
 async def _single_s(url: str, options: argparse.Namespace) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from server.bench_report import show_range
 from server.fates import Fate, Figures, over_seeds
-from server.replay import Replay
+from server.replay import Replay, ServedBatch
 from server.timeline_plot import PlottedRun, plot_timeline
 
 DEFAULT = "demand"
@@ -63,11 +63,15 @@ class PolicyRun:
         replay: dict[str, Any] = content["replay"]
         replay["figures"] = Figures(**replay["figures"])
         replay["fates"] = tuple(Fate(*values) for values in replay["fates"])
+        replay["batches"] = tuple(ServedBatch(*values) for values in replay.get("batches", ()))
         return cls(content["policy"], Replay(**replay))
 
     def save(self, path: Path) -> None:
         """Write it as JSON, all at once: half a file would count as a finished run."""
-        replay = asdict(self.replay) | {"fates": [astuple(fate) for fate in self.replay.fates]}
+        replay = asdict(self.replay) | {
+            "fates": [astuple(fate) for fate in self.replay.fates],
+            "batches": [astuple(batch) for batch in self.replay.batches],
+        }
         unfinished = path.with_suffix(".part")
         unfinished.write_text(json.dumps({"policy": self.policy, "replay": replay}))
         unfinished.replace(path)

@@ -1,18 +1,23 @@
 """Does the simulator tell what happens? The arrivals of real replays, simulated, side by side.
 
     python benchmarks/policies.py --output runs/policies …           the replays
-    tocom bench --save-profile served.json --images … -- …           the machine, under load
-    python benchmarks/simulated_replays.py --replays runs/policies --machine served.json \
+    python benchmarks/simulated_replays.py --replays runs/policies \
         --belief weights/vit_tiny_patch16_224/profile.json
 
-Each finished replay is simulated with its own arrivals, SLO and policy. What is true of the
-simulated machine comes from a profile that was measured under load, on another occasion; a shared
-machine has another pace by then, so its durations are scaled to the capacities at r=0 and at the
-highest degree that were measured right before the replay, and between them in the degrees between
-(`--as-measured` leaves them alone). What the simulated server
-believes at first is what the real one believed (`--belief`). Nothing else is taken from the replay.
+Each finished replay is simulated with its own arrivals, SLO and policy, twice.
 
-Prints a Markdown table per trace, medians over the seeds, and one final JSON line.
+*Foretold*: nothing is taken from the replay. What is true of the simulated machine comes from the
+profile that `policies.py` measured under load before its first replay (`--machine` takes another).
+A shared machine has another pace by then, so its durations are scaled to the capacities at r=0 and
+at the highest degree that were measured right before the replay, and between them in the degrees
+between (`--as-measured` leaves them alone).
+
+*At its pace*: the machine is moreover as much slower or faster, second by second, as it was in the
+replay: the median of its batches' durations over those of the profile. That tells what the
+simulation of queue, batches and choices is off by from how well the machine could be foretold.
+
+What the simulated server believes at first is what the real one believed (`--belief`). Prints a
+Markdown table per trace, medians over the seeds, and one final JSON line.
 """
 
 import argparse
@@ -20,13 +25,16 @@ import json
 import math
 import re
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.policies_report import PolicyRun, Setting
 from server.farm import PolicyChoice, ServerSettings, build_farm, true_machine
 from server.fates import Figures, summarise
+from server.replay import ServedBatch
+from server.simulated_machine import SlowDown
 from server.simulated_requests import Arrival
 from server.simulation import simulate
 from tocom_core.latency_profile import LatencyProfile
@@ -36,34 +44,43 @@ MOST_POINTS = 2.0
 """Asked for: attainment within so many points, in the median over the seeds."""
 MOST_DEGREES = 1.0
 """And the mean degree within so many."""
+PACE_WINDOW_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Simulated less real: attainment in points, and mean degree."""
+
+    points: float
+    degrees: float
+
+    @classmethod
+    def of(cls, simulated: Figures, real: Figures) -> "Apart":
+        """Compare two summaries of the same arrivals."""
+        return cls(
+            100 * ((simulated.attainment or 0.0) - (real.attainment or 0.0)),
+            (simulated.mean_r or 0.0) - (real.mean_r or 0.0),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One replay, real and simulated."""
+    """One replay, real and simulated; `at_its_pace` is None where its batches are not known."""
 
     trace: str
     policy: str
     seed: int
     real: Figures
-    simulated: Figures
-
-    @property
-    def attainment_points(self) -> float:
-        """Simulated less real, in points."""
-        return 100 * ((self.simulated.attainment or 0.0) - (self.real.attainment or 0.0))
-
-    @property
-    def degrees(self) -> float:
-        """Simulated less real, of the mean degree."""
-        return (self.simulated.mean_r or 0.0) - (self.real.mean_r or 0.0)
+    foretold: Apart
+    at_its_pace: Apart | None
+    slower: float
 
 
 def main() -> None:
     """Simulate all replays of the folder."""
     options = _parse()
-    machine = LatencyProfile.load(options.machine)
-    belief = LatencyProfile.load(options.belief or options.machine)
+    machine = LatencyProfile.load(options.machine or options.replays / "served.json")
+    belief = LatencyProfile.load(options.belief) if options.belief else machine
     slo_s = Setting.load(options.replays / "setting.json").slo_s
     pairs = []
     for path in sorted(options.replays.glob("*_seed*_*.json")):
@@ -75,9 +92,7 @@ def main() -> None:
         if not options.as_measured:
             name = f"{found['trace']}_seed{found['seed']}_capacity.json"
             true = _at_pace(machine, options.batch, Setting.load(options.replays / name))
-        simulated = _simulated(run, true, belief, slo_s, options.noise)
-        seed = run.replay.seed
-        pairs.append(Pair(found["trace"], run.policy, seed, run.replay.figures, simulated))
+        pairs.append(_pair(found["trace"], run, _Stage(true, belief, slo_s, options.noise)))
     rows = [
         row for trace in dict.fromkeys(pair.trace for pair in pairs) for row in _show(trace, pairs)
     ]
@@ -87,7 +102,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--replays", type=Path, required=True, help="output of policies.py")
-    parser.add_argument("--machine", required=True, help="profile of tocom bench --save-profile")
+    parser.add_argument("--machine", help="profile under load; default: served.json of the replays")
     parser.add_argument("--belief", help="the real server's first profile; default: --machine")
     parser.add_argument("--noise", type=float, help="of batches; default: as the profile measured")
     parser.add_argument("--batch", type=int, default=8, help="batch size that capacity refers to")
@@ -113,25 +128,58 @@ def _at_pace(profile: LatencyProfile, batch: int, now: Setting) -> LatencyProfil
     return replace(profile, measurements=scaled)
 
 
-def _simulated(
-    run: PolicyRun,
-    true: LatencyProfile,
-    belief: LatencyProfile,
-    slo_s: float,
-    noise: float | None,
-) -> Figures:
-    """Simulate one replay's arrivals under its policy."""
-    if noise is None:
-        noise = statistics.median(m.spread for m in true.measurements)
-    settings = ServerSettings(slo_s=slo_s)
-    machine = true_machine(true, settings.max_batch_size, noise=noise)
-    farm = build_farm(
-        belief, machine, _policy(run.policy), settings, servers=1, seed=run.replay.seed
-    )
-    arrivals = [Arrival(fate.due_s) for fate in sorted(run.replay.fates, key=lambda f: f.due_s)]
-    done = simulate(arrivals, farm)
-    seconds = run.replay.figures.seconds
-    return summarise(done.fates, slo_s, seconds=seconds, switches=done.switches)
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What the simulations of one replay share; `noise` None is what the profile measured."""
+
+    true: LatencyProfile
+    belief: LatencyProfile
+    slo_s: float
+    noise: float | None
+
+    def simulate(self, run: PolicyRun, slow_downs: Sequence[SlowDown] = ()) -> Figures:
+        """Simulate one replay's arrivals under its policy."""
+        noise = self.noise
+        if noise is None:
+            noise = statistics.median(m.spread for m in self.true.measurements)
+        settings = ServerSettings(slo_s=self.slo_s)
+        machine = true_machine(
+            self.true, settings.max_batch_size, noise=noise, slow_downs=slow_downs
+        )
+        policy, seed = _policy(run.policy), run.replay.seed
+        farm = build_farm(self.belief, machine, policy, settings, servers=1, seed=seed)
+        arrivals = [Arrival(at_s) for at_s in sorted(fate.due_s for fate in run.replay.fates)]
+        done = simulate(arrivals, farm)
+        seconds = run.replay.figures.seconds
+        return summarise(done.fates, self.slo_s, seconds=seconds, switches=done.switches)
+
+    def pace(self, batches: Sequence[ServedBatch]) -> list[SlowDown]:
+        """Return by how much the machine was slower than the profile, window by window.
+
+        A window without a batch is as the one before it.
+        """
+        machine = true_machine(self.true, max((batch.size for batch in batches), default=1))
+        factors: dict[int, list[float]] = defaultdict(list)
+        for batch in batches:
+            began_s = max(0.0, batch.done_s - batch.compute_s)
+            expected_s = machine.batch_seconds[batch.r][batch.size - 1]
+            factors[int(began_s / PACE_WINDOW_S)].append(batch.compute_s / expected_s)
+        slow_downs, factor = [], 1.0
+        for window in range(max(factors, default=-1) + 1):
+            if window in factors:
+                factor = statistics.median(factors[window])
+            start_s = window * PACE_WINDOW_S
+            slow_downs.append(SlowDown(start_s, start_s + PACE_WINDOW_S, factor))
+        return slow_downs
+
+
+def _pair(trace: str, run: PolicyRun, stage: _Stage) -> Pair:
+    real = run.replay.figures
+    foretold = Apart.of(stage.simulate(run), real)
+    pace = stage.pace(run.replay.batches)
+    paced = Apart.of(stage.simulate(run, pace), real) if pace else None
+    slower = statistics.median(one.factor for one in pace) if pace else math.nan
+    return Pair(trace, run.policy, run.replay.seed, real, foretold, paced, slower)
 
 
 def _policy(name: str) -> PolicyChoice:
@@ -142,33 +190,51 @@ def _policy(name: str) -> PolicyChoice:
 
 def _show(trace: str, pairs: Sequence[Pair]) -> list[dict[str, object]]:
     """Print the table of one trace and return its rows."""
-    print(f"\n## {trace}\n")
-    print("| policy | attainment: real | simulated | apart | mean r: real | simulated | apart |")
-    print("|---" * 7 + "|")
+    print(f"\n## {trace}\n\nSimulated less real, medians over the seeds.\n")
+    print("| policy | seeds | real: attainment | mean r | foretold: points | degrees ", end="")
+    print("| at its pace: points | degrees | slower than the profile |")
+    print("|---" * 9 + "|")
     rows = []
     of_trace = [pair for pair in pairs if pair.trace == trace]
     for policy in dict.fromkeys(pair.policy for pair in of_trace):
         same = [pair for pair in of_trace if pair.policy == policy]
-        points = statistics.median(pair.attainment_points for pair in same)
-        degrees = statistics.median(pair.degrees for pair in same)
-        row = {
-            "trace": trace,
-            "policy": policy,
-            "seeds": [pair.seed for pair in same],
-            "attainment_points": [pair.attainment_points for pair in same],
-            "degrees": [pair.degrees for pair in same],
-            "holds": abs(points) <= MOST_POINTS and abs(degrees) <= MOST_DEGREES,
-        }
-        rows.append(row)
-        real = statistics.median(pair.real.attainment or 0.0 for pair in same)
-        simulated = statistics.median(pair.simulated.attainment or 0.0 for pair in same)
-        real_r = statistics.median(pair.real.mean_r or 0.0 for pair in same)
-        simulated_r = statistics.median(pair.simulated.mean_r or 0.0 for pair in same)
+        foretold = [pair.foretold for pair in same]
+        paced = [pair.at_its_pace for pair in same if pair.at_its_pace is not None]
+        rows.append(
+            {
+                "trace": trace,
+                "policy": policy,
+                "seeds": [pair.seed for pair in same],
+                "foretold": [asdict(apart) for apart in foretold],
+                "at_its_pace": [asdict(apart) for apart in paced],
+                "slower": [None if math.isnan(pair.slower) else pair.slower for pair in same],
+                "holds": _close(foretold),
+            }
+        )
+        attainment = statistics.median(pair.real.attainment or 0.0 for pair in same)
+        mean_r = statistics.median(pair.real.mean_r or 0.0 for pair in same)
+        slower = statistics.median(pair.slower for pair in same)
         print(
-            f"| {policy} | {100 * real:.1f} % | {100 * simulated:.1f} % | {points:+.1f} "
-            f"| {real_r:.1f} | {simulated_r:.1f} | {degrees:+.1f} |"
+            f"| {policy} | {len(same)} | {100 * attainment:.1f} % | {mean_r:.1f} "
+            f"| {_cells(foretold)} | {_cells(paced)} "
+            f"| {'–' if math.isnan(slower) else f'{slower:.2f} ×'} |"
         )
     return rows
+
+
+def _close(aparts: Sequence[Apart]) -> bool:
+    points = statistics.median(apart.points for apart in aparts)
+    degrees = statistics.median(apart.degrees for apart in aparts)
+    return abs(points) <= MOST_POINTS and abs(degrees) <= MOST_DEGREES
+
+
+def _cells(aparts: Sequence[Apart]) -> str:
+    if not aparts:
+        return "– | –"
+    points = [apart.points for apart in aparts]
+    degrees = statistics.median(apart.degrees for apart in aparts)
+    spread = f" ({min(points):+.1f} … {max(points):+.1f})" if len(points) > 1 else ""
+    return f"{statistics.median(points):+.1f}{spread} | {degrees:+.1f}"
 
 
 if __name__ == "__main__":

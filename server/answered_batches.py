@@ -49,6 +49,11 @@ class Batch:
     seen: int
     degrees: set[int]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is as good as proven to be one batch, all of whose images were seen."""
+        return self.seen == self.size and len(self.degrees) == 1
+
 
 def find_batches(answers: Iterable[Answered]) -> list[Batch]:
     """Put together what was computed together, in order of completion.

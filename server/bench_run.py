@@ -156,7 +156,7 @@ class BenchRun:
     async def _save_profile(self, client: Client) -> None:
         if self._options.save_profile is not None:
             logger.info("measuring batches under load")
-            profile = await calibrate(client, _max_batch_size(self._flags))
+            profile = await calibrate(client, largest_batch(self._flags))
             profile.save(self._options.save_profile)
 
     async def _replay_all(self, client: Client, trace: Trace, url: str, pictures: Pictures) -> None:
@@ -212,7 +212,7 @@ class BenchRun:
         self.report.notes.append(text)
 
 
-def _max_batch_size(flags: Sequence[str]) -> int:
+def largest_batch(flags: Sequence[str]) -> int:
     """What the server's flags say, else the setting's default."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     default = Settings.model_fields["max_batch_size"].default

@@ -85,7 +85,7 @@ def batch_measurements(r: int, batches: Iterable[Batch], max_batch_size: int) ->
     """
     durations: dict[int, list[float]] = defaultdict(list)
     for batch in batches:
-        if batch.seen == batch.size <= max_batch_size and batch.degrees == {r}:
+        if batch.is_whole and batch.size <= max_batch_size and batch.degrees == {r}:
             durations[batch.size].append(batch.compute_s)
     return [
         Measurement(r, size, statistics.median(times), _spread_of(times), len(times))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.answered_batches import count_switches, find_batches
+from server.answered_batches import Batch, count_switches, find_batches
 from server.bench_images import Pictures
 from server.fates import Fate, Figures, Outcome, percentile, summarise
 from server.open_loop import Answer, Client, open_loop
@@ -21,6 +21,23 @@ _OUTCOMES: dict[int, Outcome] = {200: "ok", 429: "shed", 504: "expired"}
 
 
 @dataclass(frozen=True, slots=True)
+class ServedBatch:
+    """A batch as the answers tell of it.
+
+    Attributes:
+        done_s: when its first answer was there, in seconds since the trace began.
+        compute_s: what the server says it took.
+        r: the degree.
+        size: images in it.
+    """
+
+    done_s: float
+    compute_s: float
+    r: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """What one seed's replay showed.
 
@@ -32,6 +49,7 @@ class Replay:
         lag_max_s: the largest such lag.
         kept_up: whether the client sent what was due when it was due.
         errors: what else went wrong, and how often.
+        batches: all of which every answer came back, in order of completion.
     """
 
     seed: int
@@ -41,6 +59,7 @@ class Replay:
     lag_max_s: float
     kept_up: bool
     errors: dict[str, int]
+    batches: tuple[ServedBatch, ...] = ()
 
 
 async def replay(
@@ -85,15 +104,16 @@ def judge(
     lags = [answer.lag_s for answer in answers]
     lag_p99_s = percentile(lags, 99) or 0.0
     errors = Counter(_error(answer) for answer in answers if answer.status not in _OUTCOMES)
-    switches = count_switches(find_batches(answers))
+    found = find_batches(answers)
     return Replay(
         seed=seed,
         fates=fates,
-        figures=summarise(fates, slo_s, seconds=seconds, switches=switches),
+        figures=summarise(fates, slo_s, seconds=seconds, switches=count_switches(found)),
         lag_p99_s=lag_p99_s,
         lag_max_s=max(lags, default=0.0),
         kept_up=lag_p99_s <= LAG_SHARE * slo_s,
         errors=dict(errors.most_common()),
+        batches=tuple(_served(batch, start_s) for batch in found if batch.is_whole),
     )
 
 
@@ -105,6 +125,11 @@ def _fate(answer: Answer, pictures: Pictures, start_s: float) -> Fate:
     (image,) = answer.images
     correct = pictures.correct(answer.photo, image.index)
     return Fate(due_s, done_s, "ok", image.r, correct, image.batch_size)
+
+
+def _served(batch: Batch, start_s: float) -> ServedBatch:
+    (r,) = batch.degrees
+    return ServedBatch(batch.first_done_s - start_s, batch.compute_s, r, batch.size)
 
 
 def _error(answer: Answer) -> str:

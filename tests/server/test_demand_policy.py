@@ -82,7 +82,42 @@ def test_overload_takes_the_fastest() -> None:
 def test_expected_arrivals_count() -> None:
     """Before any queue has formed, a rate that r=0 cannot carry raises the degree."""
     assert DemandPolicy().decide(snapshot(rate=90.0), 0).r == 0
-    assert DemandPolicy().decide(snapshot(rate=160.0), 0).r >= 4
+    assert DemandPolicy().decide(snapshot(rate=160.0), 0).r > 0
+
+
+def test_the_margin_grows_with_the_load() -> None:
+    """r=0 serves 25 images within the SLO: up to half of that it is kept, then r rises steeply."""
+
+    def chosen(images: int) -> int:
+        return DemandPolicy().decide(snapshot(slack_s=[SLO_S] * images), 0).r
+
+    assert chosen(12) == 0
+    assert chosen(18) == 16
+    rising = [chosen(images) for images in range(25)]
+    assert rising == sorted(rising)
+
+
+def test_images_in_the_running_batch_fill_the_server_too() -> None:
+    """They are part of the burst that the margin is for."""
+    alone = snapshot(slack_s=[SLO_S] * 12)
+    behind_others = snapshot(slack_s=[SLO_S] * 12, in_flight=8)
+    assert DemandPolicy().decide(behind_others, 0).r > DemandPolicy().decide(alone, 0).r
+
+
+def test_patient_images_raise_nothing() -> None:
+    """A pile of work that has minutes to go is no reason to compress, nor to stay compressed."""
+    pile = [60.0] * 200
+    assert DemandPolicy().decide(snapshot(slack_s=pile), 0).r == 0
+    assert DemandPolicy().decide(snapshot(slack_s=[SLO_S] * 5 + pile), 0).r == 0
+    assert DemandPolicy().decide(snapshot(slack_s=pile), 12).r == 0
+
+
+def test_a_queue_that_leaves_no_margin_is_no_overload_yet() -> None:
+    """The operator reads "overload" only where some will be late."""
+    tight = DemandPolicy().decide(snapshot(slack_s=[SLO_S] * 40), 0)
+    assert (tight.r, tight.reason) == (16, "demand-rising")
+    late = DemandPolicy().decide(snapshot(slack_s=[SLO_S] * 60), 0)
+    assert (late.r, late.reason) == (16, "overload")
 
 
 def test_images_being_decoded_count() -> None:
