@@ -193,7 +193,7 @@ class Settings(AccessSettings, BaseSettings):
         None,
         ge=0,
         le=3600,
-        description="How long load must be low before r falls; unset: 0.05 for demand, 1 else",
+        description="How long load must be low before r falls; unset: 0 for demand, 1 else",
     )
     profile: str = Field(
         "auto",
