@@ -10,14 +10,17 @@ who will come?* The waiting images and those that the arrival rate foretells for
 **The margin** is room for what nobody foresees, and grows with the load: with `fill`, the images
 here over those that the lowest degree serves within the SLO,
 
-    margin = SLO · max(MARGIN, STEEPNESS · (fill − CALM))
+    margin = SLO · max(MARGIN + spread, STEEPNESS · (fill − CALM + spread))
+
+and `spread` is by how much batch durations miss what is believed of them (0.05 on a quiet machine,
+0.25 where clients and neighbours share the processors): what cannot be foretold needs more room.
 
 A queue that is short gets shorter by itself more often than not, so compressing for its sake is
 mostly in vain; one that has grown is the sign of a burst, and bursts go on. So the degree stays low
 for longer than any constant margin would let it, and then rises steeply: with the throughput of
-r=16 at 1.8 times that of r=0, from the lowest to the highest between a fill of 0.56 and of 0.67.
-That is the form that the optimal control of a queue with a choice of speeds has (Crabill 1972,
-George and Harrison 2001: switching curves, and the speed rises with the queue).
+r=16 at 1.8 times that of r=0 and a spread of 0.05, from the lowest to the highest between a fill of
+0.56 and of 0.67. That is the form that the optimal control of a queue with a choice of speeds has
+(Crabill 1972, George and Harrison 2001: the speed rises with the queue).
 
 Raising is immediate. Lowering is damped: a lower degree must carry the arrivals itself, with some
 room and next to no queue, and have done so for `dwell_s`. Of the rates of the last half second and
@@ -60,9 +63,9 @@ class DemandPolicy:
     """Share of the SLO that the queue may fill for a lower degree to count as sufficient."""
     LOWER_ROOM = 0.05
     """Share of the arrival rate that a lower degree must have to spare."""
-    MARGIN = 0.2
+    MARGIN = 0.15
     """Share of the SLO that is always kept back, for the way out and for what comes between."""
-    CALM = 0.3
+    CALM = 0.35
     """Up to this fill nothing is kept back for a burst."""
     STEEPNESS = 1.7
     """How fast what is kept back grows with the fill."""
@@ -125,7 +128,8 @@ class DemandPolicy:
     def _margin_s(self, load: LoadSnapshot, images: int, lowest: OperatingPoint) -> float:
         """Return how long before they are due the waiting images shall be done."""
         fill = images / (lowest.images_per_s * load.slo_s)
-        share = max(self.MARGIN, self.STEEPNESS * (fill - self.CALM))
+        least, burst = self.MARGIN + load.spread, fill - self.CALM + load.spread
+        share = max(least, self.STEEPNESS * burst)
         return min(share, self.MOST) * load.slo_s + load.switch_s
 
     def _roomy(self, load: LoadSnapshot, levels: Sequence[OperatingPoint]) -> OperatingPoint:
