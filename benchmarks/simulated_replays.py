@@ -13,7 +13,8 @@ at the highest degree that were measured right before the replay, and between th
 between (`--as-measured` leaves them alone).
 
 *At its pace*: the machine is moreover as much slower or faster, second by second, as it was in the
-replay: the median of its batches' durations over those of the profile. That tells what the
+replay: the time that its batches had the machine for themselves (the next one may begin before the
+last is done) over what the profile says of them. That tells what the
 simulation of queue, batches and choices is off by from how well the machine could be foretold.
 
 What the simulated server believes at first is what the real one believed (`--belief`). Prints a
@@ -159,15 +160,18 @@ class _Stage:
         A window without a batch is as the one before it.
         """
         machine = true_machine(self.true, max((batch.size for batch in batches), default=1))
-        factors: dict[int, list[float]] = defaultdict(list)
+        took_s: dict[int, float] = defaultdict(float)
+        should_s: dict[int, float] = defaultdict(float)
+        free_s = 0.0
         for batch in batches:
-            began_s = max(0.0, batch.done_s - batch.compute_s)
-            expected_s = machine.batch_seconds[batch.r][batch.size - 1]
-            factors[int(began_s / PACE_WINDOW_S)].append(batch.compute_s / expected_s)
+            began_s = max(free_s, batch.done_s - batch.compute_s, 0.0)
+            window = int(began_s / PACE_WINDOW_S)
+            took_s[window] += max(0.0, batch.done_s - began_s)
+            should_s[window] += machine.batch_seconds[batch.r][batch.size - 1]
+            free_s = max(free_s, batch.done_s)
         slow_downs, factor = [], 1.0
-        for window in range(max(factors, default=-1) + 1):
-            if window in factors:
-                factor = statistics.median(factors[window])
+        for window in range(max(took_s, default=-1) + 1):
+            factor = took_s[window] / should_s[window] if took_s[window] else factor
             start_s = window * PACE_WINDOW_S
             slow_downs.append(SlowDown(start_s, start_s + PACE_WINDOW_S, factor))
         return slow_downs

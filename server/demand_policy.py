@@ -22,12 +22,11 @@ r=16 at 1.8 times that of r=0 and a spread of 0.05, from the lowest to the highe
 0.56 and of 0.67. That is the form that the optimal control of a queue with a choice of speeds has
 (Crabill 1972, George and Harrison 2001: the speed rises with the queue).
 
-Raising is immediate. Lowering is damped: a lower degree must carry the arrivals itself, with some
-room and next to no queue, and have done so for `dwell_s`. Of the rates of the last half second and
-of the last seconds the lower one counts, so that a burst that is over does not hold the degree up.
-The gap between the two rules is the hysteresis that lets a constant load settle. Remembering for
-longer what was needed costs more than it wins: what a burst needed says little of what comes after
-it, and raising again takes but one batch.
+Raising is immediate. Lowering is damped: a lower degree must carry the arrivals of the last seconds
+itself, with some room and next to no queue, and have done so for `dwell_s`. The gap between the two
+rules is the hysteresis that lets a constant load settle. Remembering what was needed costs more than
+it wins: what a burst needed says little of what comes after it, and raising again takes but one
+batch.
 """
 
 from collections import deque
@@ -62,7 +61,8 @@ class DemandPolicy:
     LOWER_SHARE = 0.3
     """Share of the SLO that the queue may fill for a lower degree to count as sufficient."""
     LOWER_ROOM = 0.05
-    """Share of the arrival rate that a lower degree must have to spare."""
+    """Share of the arrival rate that a lower degree must have to spare; more where batch durations
+    spread more, for that is how far its believed throughput may be off."""
     MARGIN = 0.15
     """Share of the SLO that is always kept back, for the way out and for what comes between."""
     CALM = 0.35
@@ -134,7 +134,7 @@ class DemandPolicy:
 
     def _roomy(self, load: LoadSnapshot, levels: Sequence[OperatingPoint]) -> OperatingPoint:
         """Return the first level that suffices with room, or the last one."""
-        rate = (1 + self.LOWER_ROOM) * min(load.arrival_rate, load.steady_rate)
+        rate = (1 + max(self.LOWER_ROOM, load.spread)) * load.steady_rate
         hurried = self._hurried(load)
         time_s = self.LOWER_SHARE * load.slo_s
         for level in levels:

@@ -97,6 +97,14 @@ def test_the_margin_grows_with_the_load() -> None:
     assert rising == sorted(rising)
 
 
+def test_what_cannot_be_foretold_needs_more_room() -> None:
+    """The same queue, on a machine whose batches take now more, now less than believed."""
+    queue = [SLO_S] * 13
+    quiet = DemandPolicy().decide(snapshot(slack_s=queue, spread=0.05), 0).r
+    noisy = DemandPolicy().decide(snapshot(slack_s=queue, spread=0.25), 0).r
+    assert (quiet, noisy) == (0, 16)
+
+
 def test_images_in_the_running_batch_fill_the_server_too() -> None:
     """They are part of the burst that the margin is for."""
     alone = snapshot(slack_s=[SLO_S] * 12)
