@@ -22,11 +22,11 @@ r=16 at 1.8 times that of r=0 and a spread of 0.05, from the lowest to the highe
 0.56 and of 0.67. That is the form that the optimal control of a queue with a choice of speeds has
 (Crabill 1972, George and Harrison 2001: the speed rises with the queue).
 
-Raising is immediate. Lowering is damped: a lower degree must carry the arrivals of the last seconds
-itself, with some room and next to no queue, and have done so for `dwell_s`. The gap between the two
-rules is the hysteresis that lets a constant load settle. Remembering what was needed costs more than
-it wins: what a burst needed says little of what comes after it, and raising again takes but one
-batch.
+Raising is immediate. Lowering is damped: a lower degree must carry the arrivals of the last
+seconds itself, with some room and next to no queue, and have done so for `dwell_s`. The gap between
+the two rules is the hysteresis that lets a constant load settle. Remembering what was needed costs
+more than it wins: what a burst needed says little of what comes after it, and raising again takes
+but one batch.
 """
 
 from collections import deque
