@@ -14,6 +14,7 @@ here over those that the lowest degree serves within the SLO,
 
 and `spread` is by how much batch durations miss what is believed of them (0.05 on a quiet machine,
 0.25 where clients and neighbours share the processors): what cannot be foretold needs more room.
+Who waits has to leave that share of a batch besides.
 
 A queue that is short gets shorter by itself more often than not, so compressing for its sake is
 mostly in vain; one that has grown is the sign of a burst, and bursts go on. So the degree stays low
@@ -84,11 +85,13 @@ class DemandPolicy:
         """Compare demand and throughput of the levels; see the module for the rule."""
         levels = tuple([level for level in load.levels if level.pays]) or load.levels
         here = nearest(current_r, levels)
-        enough = self._enough(load, levels)
+        hurried = self._hurried(load)
+        enough = self._enough(load, levels, hurried)
         if enough is None:
             self._remember(load.now, levels[-1].r)
             return self._hurry(load, levels, here)
-        needed = self._roomy(load, [level for level in levels if level.r >= enough.r])
+        faster = [level for level in levels if level.r >= enough.r]
+        needed = self._roomy(load, faster, hurried)
         self._remember(load.now, needed.r)
         if enough.r > here:
             return Decision(enough.r, "demand-rising")
@@ -105,9 +108,8 @@ class DemandPolicy:
         rising = in_time(level, levels, load.backlog)
         return Decision(level.r, "demand-rising" if rising else "overload")
 
-    def _enough(self, load: LoadSnapshot, levels: Levels) -> OperatingPoint | None:
+    def _enough(self, load: LoadSnapshot, levels: Levels, hurried: int) -> OperatingPoint | None:
         """Return the first level that serves who waits and who will come; None if none does."""
-        hurried = self._hurried(load)
         coming = hurried + load.arrival_rate * self.HORIZON_S
         margin_s = self._margin_s(load, hurried + load.in_flight, levels[0])
         until_s = self.HORIZON_S + load.slo_s - margin_s
@@ -132,10 +134,11 @@ class DemandPolicy:
         share = max(least, self.STEEPNESS * burst)
         return min(share, self.MOST) * load.slo_s + load.switch_s
 
-    def _roomy(self, load: LoadSnapshot, levels: Sequence[OperatingPoint]) -> OperatingPoint:
+    def _roomy(
+        self, load: LoadSnapshot, levels: Sequence[OperatingPoint], hurried: int
+    ) -> OperatingPoint:
         """Return the first level that suffices with room, or the last one."""
         rate = (1 + max(self.LOWER_ROOM, load.spread)) * load.steady_rate
-        hurried = self._hurried(load)
         time_s = self.LOWER_SHARE * load.slo_s
         for level in levels:
             speed = level.images_per_s
