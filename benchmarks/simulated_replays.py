@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.policies_report import PolicyRun, Setting
+from server.answered_batches import own_seconds
 from server.farm import PolicyChoice, ServerSettings, build_farm, true_machine
 from server.fates import Figures, summarise
 from server.replay import ServedBatch
@@ -162,13 +163,11 @@ class _Stage:
         machine = true_machine(self.true, max((batch.size for batch in batches), default=1))
         took_s: dict[int, float] = defaultdict(float)
         should_s: dict[int, float] = defaultdict(float)
-        free_s = 0.0
-        for batch in batches:
-            began_s = max(free_s, batch.done_s - batch.compute_s, 0.0)
-            window = int(began_s / PACE_WINDOW_S)
-            took_s[window] += max(0.0, batch.done_s - began_s)
+        own_s = own_seconds((batch.done_s, batch.compute_s) for batch in batches)
+        for batch, seconds in zip(batches, own_s, strict=True):
+            window = max(0, int((batch.done_s - seconds) / PACE_WINDOW_S))
+            took_s[window] += seconds
             should_s[window] += machine.batch_seconds[batch.r][batch.size - 1]
-            free_s = max(free_s, batch.done_s)
         slow_downs, factor = [], 1.0
         for window in range(max(took_s, default=-1) + 1):
             factor = took_s[window] / should_s[window] if took_s[window] else factor

@@ -1,6 +1,7 @@
 """Which answers were computed together, found out from outside the server."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,6 +76,19 @@ def find_batches(answers: Iterable[Answered]) -> list[Batch]:
             known[-1].degrees.add(image.r)
     found = [batch for group in groups.values() for batch in group]
     return sorted(found, key=lambda batch: batch.first_done_s)
+
+
+def own_seconds(batches: Iterable[tuple[float, float]]) -> list[float]:
+    """Return for how long each batch was computed after the one before it was done.
+
+    Args:
+        batches: when each was done and what it took, in order of completion.
+    """
+    found, free_s = [], -math.inf
+    for done_s, compute_s in batches:
+        found.append(max(0.0, done_s - max(free_s, done_s - compute_s)))
+        free_s = max(free_s, done_s)
+    return found
 
 
 def count_switches(batches: Iterable[Batch]) -> int:

@@ -243,9 +243,12 @@ class Batcher:
         self, outcome: BatchOutcome, batch_id: int, started_at: float, limited: bool
     ) -> BatchStats:
         now = self._clock()
-        before = self._last_end.get(outcome.device, 0.0)
+        overlap_s = max(0.0, self._last_end.get(outcome.device, 0.0) - started_at)
         self._last_end[outcome.device] = now
         merge_s, compute_s = outcome.merge_s, outcome.compute_s
+        handover_s = max(0.0, now - started_at - merge_s - compute_s)
+        if overlap_s and outcome.busy_s is not None:
+            overlap_s = max(0.0, compute_s + handover_s - outcome.busy_s)
         return BatchStats(
             outcome.r,
             len(outcome.outputs),
@@ -253,8 +256,8 @@ class Batcher:
             compute_s,
             started_at,
             limited,
-            handover_s=max(0.0, now - started_at - merge_s - compute_s),
-            overlap_s=max(0.0, before - started_at),
+            handover_s=handover_s,
+            overlap_s=overlap_s,
             partial=outcome.partial,
             device=outcome.device,
             id=batch_id,

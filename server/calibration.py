@@ -14,15 +14,22 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from statistics import NormalDist
 from typing import Any
 
-from server.answered_batches import Batch, find_batches
+from server.answered_batches import Batch, find_batches, own_seconds
 from server.arrivals import Phase, PhasedTrace
 from server.capacity import capacity
 from server.open_loop import Answer, Client, open_loop
 from server.served_process import MeasurementError
 from tocom_client import Level, ModelInfo
-from tocom_core.latency_profile import Accuracy, LatencyProfile, Measurement, ServingOverhead
+from tocom_core.latency_profile import (
+    SHORTEST_S,
+    Accuracy,
+    LatencyProfile,
+    Measurement,
+    ServingOverhead,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,15 +85,23 @@ async def calibrate(client: Client, max_batch_size: int) -> LatencyProfile:
     )
 
 
-def batch_measurements(r: int, batches: Iterable[Batch], max_batch_size: int) -> list[Measurement]:
+def batch_measurements(r: int, batches: Sequence[Batch], max_batch_size: int) -> list[Measurement]:
     """Return the median duration of each size of batch of this degree that was seen often enough.
 
-    Only batches of which every image was seen count: others may have been two.
+    A duration begins when the batch before was done: on a machine that begins a batch while the one
+    before it ends, the rest was that one's. Only batches of which every image was seen count:
+    others may have been two.
+
+    Args:
+        r: the degree.
+        batches: in order of completion.
+        max_batch_size: larger ones are left out.
     """
     durations: dict[int, list[float]] = defaultdict(list)
-    for batch in batches:
+    own_s = own_seconds((batch.first_done_s, batch.compute_s) for batch in batches)
+    for batch, seconds in zip(batches, own_s, strict=True):
         if batch.is_whole and batch.size <= max_batch_size and batch.degrees == {r}:
-            durations[batch.size].append(batch.compute_s)
+            durations[batch.size].append(max(seconds, SHORTEST_S))
     return [
         Measurement(r, size, statistics.median(times), _spread_of(times), len(times))
         for size, times in sorted(durations.items())
@@ -143,8 +158,13 @@ def _spread(degrees: Sequence[int]) -> list[int]:
 
 
 def _spread_of(times: Sequence[float]) -> float:
-    """Standard deviation of the logarithms."""
-    return statistics.stdev([math.log(time) for time in times])
+    """Standard deviation of the logarithms, from their median distance to the median.
+
+    Batches that end together, side by side, leave next to no time to the second; they are few.
+    """
+    logs = [math.log(time) for time in times]
+    middle = statistics.median(logs)
+    return statistics.median(abs(log - middle) for log in logs) / NormalDist().inv_cdf(0.75)
 
 
 def _work(levels: Sequence[Level]) -> dict[int, float]:
@@ -159,7 +179,8 @@ def _accuracies(levels: Sequence[Level]) -> tuple[Accuracy, ...]:
 
 
 def _device(model: ModelInfo) -> dict[str, str | int]:
-    return {"device": model.device, "dtype": model.dtype, "measured": "under load, over HTTP"}
+    told: dict[str, str | int] = {"device": model.device, "dtype": model.dtype}
+    return told | {"lanes": model.lanes, "measured": "under load, over HTTP"}
 
 
 def _model(model: ModelInfo) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from tocom_core.operating_point import OperatingPoint
 
 CLEARLY = 1 + 1e-9
 """What fits with so much to spare fits whatever rounding does to the exact sums."""
+MANY_FALLS = 8
+"""With more stretches of rising slack than that, a look at each image takes less time."""
 
 
 def finish_s(level: OperatingPoint, count: int, begin_s: tuple[float, ...] = (0.0,)) -> FloatArray:
@@ -139,24 +141,44 @@ def _excess_of_equals(
 ) -> IntArray:
     """Return whom to give up where all cost the same: who comes when its time is filled already.
 
-    Going through them one by one, an image stays if fewer are kept so far than its `room`: how
-    many can be done before it is due. Room counts whole batches, so that neighbours mostly have
-    the same, and a run of `n` with room `m` takes one step: while fewer than `m` are kept the next
-    one stays, so its first `min(n, m - kept)` do; then `kept >= m`, and the others go.
+    The k-th to stay is the first image after the one before it that has the time to be k-th. Along
+    a stretch in which slack rises, whoever comes after the `first[k]` with so much time has it too,
+    so that `place[k] = max(place[k - 1] + 1, first[k])`: `place[k] - k` is the running maximum of
+    `first[k] - k`. Slack falls where a lower priority begins, seldom elsewhere. If it falls often,
+    as where far deadlines mix the priorities, a look at each image is faster.
     """
     count = len(slack_s)
     if not count:
         return np.empty(0, np.int64)
-    batches = np.searchsorted(_ends_s(level, count, begin_s), slack_s, side="right")
-    goes = np.zeros(count, bool)
-    kept = 0
-    ends = (np.flatnonzero(batches[1:] != batches[:-1]) + 1).tolist()
-    for start, end in pairwise((0, *ends, count)):
-        room = int(batches[start]) * level.batch_size
-        stay = min(end - start, max(0, room - kept))
+    falls = (slack_s[1:] < slack_s[:-1]).nonzero()[0]
+    if len(falls) > MANY_FALLS:
+        return _excess_one_by_one(finish_s(level, count, begin_s), slack_s)
+    ends = [*(falls + 1).tolist(), count]
+    longest_s = max(0.0, *[slack_s.item(end - 1) for end in ends])
+    # More batches cannot be done by then, whatever rounding does.
+    batches = len(begin_s) * (longest_s / level.batch_seconds[level.batch_size - 1] + 2)
+    finish = finish_s(level, min(count, int(min(batches, count)) * level.batch_size), begin_s)
+    goes, kept = np.ones(count, bool), 0
+    for start, end in pairwise((0, *ends)):
+        first = slack_s[start:end].searchsorted(finish[kept : kept + end - start])
+        order = np.arange(len(first))
+        places = np.maximum.accumulate(first - order) + order
+        stay = int(places.searchsorted(end - start))
+        goes[start:end][places[:stay]] = False
         kept += stay
-        goes[start + stay : end] = True
-    return np.flatnonzero(goes)
+    gone: IntArray = goes.nonzero()[0]
+    return gone
+
+
+def _excess_one_by_one(finish_s: FloatArray, slack_s: FloatArray) -> IntArray:
+    """Return the same for slack in any order: who would be late as the next one kept."""
+    ends, kept, gone = finish_s.tolist(), 0, []
+    for index, slack in enumerate(slack_s.tolist()):
+        if ends[kept] <= slack:
+            kept += 1
+        else:
+            gone.append(index)
+    return np.array(gone, np.int64)
 
 
 def _excess_of_unequals(

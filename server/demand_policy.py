@@ -8,7 +8,8 @@ who will come?* The waiting images and those that the arrival rate foretells for
     queue + rate · horizon ≤ throughput(r) · (horizon + SLO − margin)
 
 **The margin** is room for what nobody foresees, and grows with the load: with `fill`, the images
-here over those that the lowest degree serves within the SLO,
+here (of those in a running batch, half: so much of it is done on average) over those that the
+lowest degree serves within the SLO,
 
     margin = SLO · max(MARGIN + spread, STEEPNESS · (fill − CALM + spread))
 
@@ -111,7 +112,7 @@ class DemandPolicy:
     def _enough(self, load: LoadSnapshot, levels: Levels, hurried: int) -> OperatingPoint | None:
         """Return the first level that serves who waits and who will come; None if none does."""
         coming = hurried + load.arrival_rate * self.HORIZON_S
-        margin_s = self._margin_s(load, hurried + load.in_flight, levels[0])
+        margin_s = self._margin_s(load, hurried + load.in_flight / 2, levels[0])
         until_s = self.HORIZON_S + load.slo_s - margin_s
         candidates = [level for level in levels if level.images_per_s * until_s >= coming]
 
@@ -127,7 +128,7 @@ class DemandPolicy:
         soon_s = self.HORIZON_S + load.slo_s
         return int(np.count_nonzero(load.backlog.slack_s <= soon_s)) + load.decoding
 
-    def _margin_s(self, load: LoadSnapshot, images: int, lowest: OperatingPoint) -> float:
+    def _margin_s(self, load: LoadSnapshot, images: float, lowest: OperatingPoint) -> float:
         """Return how long before they are due the waiting images shall be done."""
         fill = images / (lowest.images_per_s * load.slo_s)
         least, burst = self.MARGIN + load.spread, fill - self.CALM + load.spread

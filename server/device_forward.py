@@ -1,7 +1,7 @@
 """One batch through a CUDA device: staged beside the one before, halved where memory ends."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from server.backends import Backend, Captured
 from server.clock import Clock, monotonic
 from server.forward import BatchForward, Forward, is_out_of_memory
 from server.head_start import HeadStart
-from server.lanes import Lanes
+from server.lanes import Lanes, OnPart
 from server.settings import Settings
 from tocom_core.cuda_graphs import CudaCapture
 from tocom_core.models import LoadedModel
@@ -53,7 +53,7 @@ class DeviceForward:
         r: int,
         *,
         whole: bool | None = None,
-        on_part: Callable[[], None] | None = None,
+        on_part: OnPart | None = None,
     ) -> Tensor:
         """Run one batch, in halves when memory ends.
 
@@ -81,7 +81,7 @@ class DeviceForward:
         """Nothing to end: the threads are the engine's."""
 
     def _compute(
-        self, batch: Slot, r: int, start: int, stop: int, on_part: Callable[[], None] | None = None
+        self, batch: Slot, r: int, start: int, stop: int, on_part: OnPart | None = None
     ) -> None:
         count = stop - start
         try:
@@ -89,7 +89,7 @@ class DeviceForward:
             launched.begun.synchronize()
             began = self._clock()
             if on_part is not None and self._head_start.wait((r, count), launched.done.query):
-                on_part()
+                on_part(None)
             launched.done.synchronize()
             self._head_start.computed((r, count), self._clock() - began)
             return

@@ -75,6 +75,7 @@ class Engine:
         max_r: the highest degree.
         precision: what it computes with, by the name that the setting has for it.
         backend: what computes batches, by the name that the setting has for it.
+        lanes: between how many a batch is shared out.
         work: degree to its multiply-adds relative to those of r=0, for all degrees.
         device_identity: the device and what else decides how fast the model runs on it.
         model_identity: the model and what else decides how accurate it is.
@@ -112,6 +113,7 @@ class Engine:
         self.model = first.model
         self.precision = settings.dtype
         self.backend = first.backend
+        self.lanes = first.lanes.count
         self.devices = tuple(place.device for place in places)
         self.device_identity = device_identity(
             first.device, settings.dtype, first.threads, first.lanes.count, first.backend

@@ -80,7 +80,7 @@ def true_machine(
     seconds = {r: tuple(fit.batch_s(r, size) for size in sizes) for r in profile.degrees}
     overhead = profile.serving or NO_OVERHEAD
     accuracy = profile.expected_accuracy()
-    return Machine(seconds, accuracy, overhead, switch_s, noise, tuple(slow_downs))
+    return Machine(seconds, accuracy, overhead, switch_s, noise, tuple(slow_downs), profile.lanes)
 
 
 def build_farm(

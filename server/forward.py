@@ -12,7 +12,7 @@ from torch import Tensor
 
 from server.backends import Backend
 from server.errors import DeviceLost, ForwardFailed
-from server.lanes import Lanes
+from server.lanes import Lanes, OnPart
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class BatchForward(Protocol):
         r: int,
         *,
         whole: bool | None = None,
-        on_part: Callable[[], None] | None = None,
+        on_part: OnPart | None = None,
     ) -> Tensor:
         """See `Forward.classify`; ``batch`` is what ``staged`` gave."""
 
@@ -84,7 +84,7 @@ class Forward:
         r: int,
         *,
         whole: bool | None = None,
-        on_part: Callable[[], None] | None = None,
+        on_part: OnPart | None = None,
     ) -> Tensor:
         """Run one batch, in halves when memory ends.
 
@@ -93,7 +93,7 @@ class Forward:
             r: tokens to merge per layer.
             whole: whether no other batch runs beside it and it is not shared out; None: as `Lanes`
                 would have it for a batch that is alone.
-            on_part: called when a lane has done its part, on another thread.
+            on_part: called when a lane has done its part, on that thread.
 
         Returns:
             float32 ``(B, C)`` on the CPU, each row summing to 1.

@@ -14,10 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import torch
 from torch import Tensor
 
+from server.clock import Clock, monotonic
 from server.errors import SettingsError
 
 MOST_LANES = 4
 """As many at most where none are asked for: thin slices of a batch use a core less well."""
+
+OnPart = Callable[[float | None], None]
+"""Told that a part of a batch is over, so that the next batch may be chosen; and for how many
+seconds it kept its lane from others, that is since the part before it on that lane had ended. None
+where it has fewer images than other parts, or where there are no lanes."""
 
 
 def choose_lanes(asked: int, threads: int, device_type: str) -> int:
@@ -59,10 +65,13 @@ class Lanes:
     Args:
         count: how many; a single one is the calling thread itself.
         threads: of the model, shared out among them; batches of one image keep all.
+        clock: measures parts.
     """
 
-    def __init__(self, count: int, threads: int) -> None:
+    def __init__(self, count: int, threads: int, clock: Clock = monotonic) -> None:
         self.count = count
+        self._clock = clock
+        self._ended: dict[int, float] = {}  # the last part on each thread
         self._pool: ThreadPoolExecutor | None = None
         if count > 1:
             self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
@@ -74,7 +83,7 @@ class Lanes:
         images: Tensor,
         *,
         whole: bool | None = None,
-        on_part: Callable[[], None] | None = None,
+        on_part: OnPart | None = None,
     ) -> Tensor:
         """Apply ``job`` to parts of ``images``, as equal as possible, side by side.
 
@@ -94,11 +103,20 @@ class Lanes:
         whole = self.keeps_whole(len(images)) if whole is None else whole
         if self._pool is None or whole:
             return job(images)
-        count = min(self.count, len(images))
-        parts = [self._pool.submit(job, part) for part in images.tensor_split(count)]
-        if on_part is not None:
-            for part in parts:
-                part.add_done_callback(lambda _: on_part())
+        asked_at, count = self._clock(), min(self.count, len(images))
+        largest = -(-len(images) // count)
+
+        def run_part(part: Tensor) -> Tensor:
+            lane = threading.get_ident()
+            free_at = max(asked_at, self._ended.get(lane, asked_at))
+            try:
+                return job(part)
+            finally:
+                self._ended[lane] = ended_at = self._clock()
+                if on_part is not None:
+                    on_part(ended_at - free_at if len(part) == largest else None)
+
+        parts = [self._pool.submit(run_part, part) for part in images.tensor_split(count)]
         wait(parts)
         try:
             return torch.cat(list(map(Future.result, parts)))

@@ -67,18 +67,20 @@ class RecentLatency:
         del self._sorted[bisect_left(self._sorted, latency_s)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Running:
     """A batch that is being computed.
 
     Attributes:
         images: how many.
         device: the number of the device that is believed to compute it: the one that is free first.
+        takes_s: how long it should take, once its device has no other work.
         done_at: when it should be over.
     """
 
     images: int
     device: int
+    takes_s: float
     done_at: float
 
 
@@ -119,18 +121,26 @@ class LoadMeter:
         left_s = self._left_s(now)
         device = left_s.index(min(left_s))
         switch_s = self._switch_s if r != self._last_r[device] else 0.0
-        self._running.append(Running(images, device, now + left_s[device] + switch_s + batch_s))
+        takes_s = switch_s + batch_s
+        self._running.append(Running(images, device, takes_s, now + left_s[device] + takes_s))
         return self._running[-1]
 
     def ended(self, stats: BatchStats | None, running: Running | None = None) -> None:
-        """Note that a batch is over, by default the oldest one; without figures if it failed."""
+        """Note that a batch is over, by default the oldest one; without figures if it failed.
+
+        What had to wait for it has its device for itself from now on. So it is known anew when that
+        should be over: a guess upon the guess of the batch before, and so on, would go astray.
+        """
+        if running is None:
+            running = self._running[0] if self._running else None
         if running is not None:
             self._running.remove(running)
-        elif self._running:
-            self._running.popleft()
         if stats is None:
             return
-        self._last_batch_at = stats.ended_at
+        self._last_batch_at = done_at = stats.ended_at
+        for other in self._running:
+            if running is not None and other.device == running.device:
+                other.done_at = done_at = done_at + other.takes_s
         before = self._last_r[stats.device]
         if before is not None and stats.r != before:
             weight = SWITCH_WEIGHT if self._switch_s else 1.0

@@ -41,6 +41,12 @@ Learning, and building the points anew, takes a few hundred microseconds on the 
 beside a batch of 20 ms, half of the server's own work beside one of 0.5 ms. Which ones are left out
 is decided before they are seen, so that slow and fast ones are as likely to be.
 """
+WIDEN_AFTER = 8
+"""After so many full batches of a degree one may be twice as large, to see whether that pays.
+
+A size that was believed to be slow in a bad moment would else never be run again: what comes in
+smaller batches than it could never gathers for a larger one.
+"""
 UNKNOWN_SPREAD = 0.1
 """Of batch durations, until live batches show it, where the profile says nothing."""
 
@@ -78,6 +84,8 @@ class OperatingTable:
         self._learned_r: int | None = None
         self._pause_s = 0.0
         self._pays = np.zeros(len(self.degrees), bool)
+        self._efficient = np.ones(len(self.degrees), np.int64)
+        self._full_batches = np.zeros(len(self.degrees), np.int64)  # since a larger one
         self._seen_state = self._built_state = self._belief.state
         self._stale = True
 
@@ -112,7 +120,7 @@ class OperatingTable:
         What counts is how long it kept others waiting: the way to the model's thread and back is
         in it, and what it shared with the batch before is not.
         """
-        if batch.partial and batch.overlap_s > 0:
+        if batch.partial:
             return
         if not self._is_plausible(batch.r, batch.size, batch.busy_s):
             return
@@ -122,6 +130,7 @@ class OperatingTable:
         self._learned_r, self._pause_s = batch.r, LEARN_EVERY_S - batch.busy_s
         self._belief.learn_live(self.degrees.index(batch.r), batch.size, batch.busy_s)
         self._note_tried(batch.r)
+        self._note_full(self.degrees.index(batch.r), batch.size)
 
     def measure(self, r: int, batch: int, seconds: float) -> None:
         """Learn from a forward of `batch` images that ran while no request waited.
@@ -177,6 +186,15 @@ class OperatingTable:
             self._tried.add(r)
             self._stale = True
 
+    def _note_full(self, row: int, size: int) -> None:
+        """Count batches of the efficient size, and begin anew after a larger one."""
+        before = self._full_batches[row]
+        if size > self._efficient[row]:
+            self._full_batches[row] = 0
+        elif size == self._efficient[row]:
+            self._full_batches[row] += 1
+        self._stale |= (before >= WIDEN_AFTER) != (self._full_batches[row] >= WIDEN_AFTER)
+
     def _refresh(self) -> None:
         state = self._belief.state
         if state is not self._seen_state:
@@ -191,8 +209,9 @@ class OperatingTable:
         self._built_state = self._belief.state
         self._stale = False
         seconds = self._belief.seconds()[:, : self.max_batch_size]
-        efficient = self._efficient_batches(seconds)
-        self._pays = _which_pay(seconds, efficient, self._pays)
+        self._efficient = self._efficient_batches(seconds)
+        efficient = self._widened(seconds)
+        self._pays = _which_pay(seconds, self._efficient, self._pays)
         rows = np.arange(len(seconds))
         rates = efficient / seconds[rows, efficient - 1]
         relative = (rates / rates[0]).tolist()
@@ -218,6 +237,13 @@ class OperatingTable:
         enough = rates >= EFFICIENT_SHARE * rates.max(axis=1, keepdims=True)
         smallest: IntArray = np.argmax(enough, axis=1) + 1
         return smallest
+
+    def _widened(self, seconds: Array) -> IntArray:
+        """Return the efficient sizes, twice that where it is time to see what a larger one does."""
+        larger = np.minimum(2 * self._efficient, seconds.shape[1])
+        bearable = seconds[np.arange(len(seconds)), larger - 1] <= self._max_batch_s
+        due = (self._full_batches >= WIDEN_AFTER) & bearable
+        return np.where(due, larger, self._efficient)
 
 
 def _which_pay(seconds: Array, efficient: IntArray, before: BoolArray) -> BoolArray:

@@ -21,7 +21,9 @@ time; "batch" below means one with at least one image that is in time, and `b` c
    least `latency(r, b) / b` over those `b` for which `i` has that much company. A degree that is
    too slow even alone is out.
 3. Less work than there is room for is no harm, so `work_i(r)` fits too.
-4. N servers with their queues are no better than one machine N times as fast.
+4. N servers with their queues are no better than one machine N times as fast, and neither are N
+   lanes that share out batches: each part of a batch is such a batch on its lane. A single image
+   that gets all lanes takes the time of all of them.
 
 **Interference.** Where each arrival `k` lengthens the batch that is running by `δ`, an image that
 is served is charged `δ` of extra work from its arrival on, unless the next arrival follows within
@@ -65,6 +67,7 @@ class OracleMachine:
         before_queue_s: from an image's arrival until it joins the queue.
         after_batch_s: from the end of a batch until its answers are at the client.
         interference_s: how much an arrival lengthens the batch that is running.
+        lanes: between how many each machine shares out a batch; see `Machine.lanes`.
     """
 
     batch_seconds: Mapping[int, Sequence[float]]
@@ -73,6 +76,7 @@ class OracleMachine:
     before_queue_s: float = 0.0
     after_batch_s: float = 0.0
     interference_s: float = 0.0
+    lanes: int = 1
 
 
 @dataclass(slots=True)
@@ -164,20 +168,21 @@ def _bound(
     arrival_s: FloatArray, limits: IntArray, machine: OracleMachine, slo_s: float
 ) -> OfflineBound:
     degrees = sorted(machine.batch_seconds.keys() & machine.accuracy.keys())
-    latency_s = {r: _least_busy_s(machine.batch_seconds[r]) for r in degrees}
+    parts = {r: _parts(machine.batch_seconds[r], machine.lanes) for r in degrees}
     budget_s = slo_s - machine.before_queue_s - machine.after_batch_s
-    degrees = [r for r in degrees if latency_s[r][0] <= budget_s]
+    degrees = [r for r in degrees if parts[r].latency_s[0] <= budget_s]
     if not degrees:
         return OfflineBound(len(arrival_s), None, ())
-    charge_s = min(machine.interference_s, min(latency_s[r][0] for r in degrees) / 2)
-    columns = [_work_s(arrival_s, latency_s[r], budget_s, charge_s) for r in degrees]
+    charge_s = min(machine.interference_s, min(parts[r].latency_s[0] for r in degrees) / 2)
+    columns = [_work_s(arrival_s, parts[r], budget_s, charge_s) for r in degrees]
     work_s = np.stack(columns, axis=1)
     work_s[limits[:, None] < np.array(degrees)] = np.inf
     work_s += np.where(np.diff(arrival_s, append=np.inf) >= charge_s, charge_s, 0.0)[:, None]
     kind, least_s = _classes(work_s)
     accuracy = [machine.accuracy[r] for r in degrees]
+    speed = machine.servers * machine.lanes
     offers = [
-        [Offer(s / machine.servers, a) for s, a in zip(row, accuracy, strict=True) if s < np.inf]
+        [Offer(s / speed, a) for s, a in zip(row, accuracy, strict=True) if s < np.inf]
         for row in least_s.tolist()
     ]
     joined_s = arrival_s + (0.0 if charge_s else machine.before_queue_s)
@@ -185,21 +190,44 @@ def _bound(
     return OfflineBound(len(arrival_s), windows, offers)
 
 
-def _least_busy_s(batch_seconds: Sequence[float]) -> FloatArray:
-    """Return how long a batch of at least 1, 2, … images takes; rising whatever was measured."""
-    return np.minimum.accumulate(np.array(batch_seconds, np.float64)[::-1])[::-1]
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a part of a batch, of at least 1, 2, … images, takes at least on its lane: two arrays.
+
+    Attributes:
+        latency_s: from its beginning to its end.
+        busy_s: of lanes' time.
+    """
+
+    latency_s: FloatArray
+    busy_s: FloatArray
 
 
-def _work_s(
-    arrival_s: FloatArray, latency_s: FloatArray, budget_s: float, credit_s: float
-) -> FloatArray:
+def _parts(batch_seconds: Sequence[float], lanes: int) -> _Parts:
+    """Return what parts take on the lanes of a machine with these batches."""
+    seconds = np.array(batch_seconds, np.float64)
+    images = np.arange(1, -(-len(seconds) // lanes) + 1)
+    latency_s = seconds[np.minimum(images * lanes, len(seconds)) - 1]
+    busy_s = latency_s.copy()
+    latency_s[0] = min(latency_s[0], seconds[0])
+    busy_s[0] = min(busy_s[0], lanes * seconds[0])
+    return _Parts(_least_from(latency_s), _least_from(busy_s))
+
+
+def _least_from(values: FloatArray) -> FloatArray:
+    """Return the least of each value and those after it; rising whatever was measured."""
+    return np.minimum.accumulate(values[::-1])[::-1]
+
+
+def _work_s(arrival_s: FloatArray, parts: _Parts, budget_s: float, credit_s: float) -> FloatArray:
     """Return the least work of each image at one degree, by the company that it can have."""
     work_s = np.full(len(arrival_s), np.inf)
-    for size, busy_s in enumerate(latency_s.tolist(), 1):
-        if busy_s > budget_s or size > len(arrival_s):
+    takes = zip(parts.latency_s.tolist(), parts.busy_s.tolist(), strict=True)
+    for size, (latency_s, busy_s) in enumerate(takes, 1):
+        if latency_s > budget_s or size > len(arrival_s):
             break
         within = arrival_s[size - 1 :] - arrival_s[: len(arrival_s) - size + 1]
-        first_of_company = within <= budget_s - busy_s + TINY_S
+        first_of_company = within <= budget_s - latency_s + TINY_S
         covering = np.concatenate(([0], np.cumsum(first_of_company), np.zeros(size - 1, np.int64)))
         covering[len(first_of_company) + 1 :] = covering[len(first_of_company)]
         reach_back = np.maximum(np.arange(len(arrival_s)) - size + 1, 0)

@@ -246,6 +246,7 @@ def _oracle(scenario: Scenario, arrivals: Sequence[Arrival]) -> OfflineBound:
             machine.overhead.before_queue_s,
             machine.overhead.after_batch_s,
             machine.overhead.interference_s,
+            machine.lanes,
         ),
         scenario.settings.slo_s,
         [arrival.max_r for arrival in arrivals],

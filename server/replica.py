@@ -10,6 +10,7 @@ own batch only.
 
 import asyncio
 import logging
+import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -83,7 +84,8 @@ class Replica:
         self.device = place.device
         self.dtype = use_precision(settings.dtype, self.device).dtype
         self.threads = threads
-        self.lanes = Lanes(choose_lanes(settings.lanes, threads, self.device.type), threads)
+        count = choose_lanes(settings.lanes, threads, self.device.type)
+        self.lanes = Lanes(count, threads, clock)
         self.model = model.to(self.device, self.dtype)
         chosen = choose_backend(backend, self.model, self.lanes, threads, max_r)
         self.backend = chosen.name
@@ -155,15 +157,24 @@ class Replica:
         Raises:
             Exception: whatever the model raises.
         """
+        busy_s: list[float] = []
+
+        def part_done(lane_s: float | None) -> None:
+            if lane_s is not None:
+                busy_s.append(lane_s)
+            if on_part is not None:
+                on_part()
+
         with self._forward.staged(images) as batch, self._gate.at(r) as merge_s:
             started = self._clock()
-            outputs = self._forward.classify(batch, r, whole=whole, on_part=on_part)
+            outputs = self._forward.classify(batch, r, whole=whole, on_part=part_done)
             compute_s = self._clock() - started
         return BatchOutcome(
             outputs=[checked(row) for row in outputs.numpy()],
             r=r,
             merge_s=merge_s,
             compute_s=compute_s,
+            busy_s=statistics.fmean(busy_s) if busy_s else None,
             device=self._number,
         )
 

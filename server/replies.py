@@ -81,6 +81,7 @@ def model_info(engine: Engine, reload: ReloadStatus | None = None) -> ModelInfo:
         device=engine.device_names,
         dtype=engine.precision,
         backend=engine.backend,
+        lanes=engine.lanes,
         reload=reload,
     )
 

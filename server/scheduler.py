@@ -14,12 +14,12 @@ batch takes the degree of the first in order and, in order, those with the same 
 efficient size, as long as all in it stay in time and no one else gets late through it; under
 overload it is at least as large as it takes to keep pace with the arrivals.
 
-**Too late.** What would miss its due time even if it were served alone and at once costs no
-more compute: it has expired (it named a deadline) or is shed (it did not). When the fastest degree
-cannot serve all that wait in time, those that would miss are shed now, so that the others go in
-efficient batches: the last in order, hence the lowest priority, first, but before them requests
-whose own `max_r` makes them cost more. At the door the same reckoning refuses what would not be
-reached. An estimate may be wrong, so only what misses by `DOUBT` of it counts as too late.
+**Too late.** What would miss its due time even if it were served alone and at once costs no more
+compute: it has expired (it named a deadline) or is shed. When the fastest degree cannot serve all
+that wait in time, those that would miss are shed now, so that the others go in efficient batches:
+the last in order, hence the lowest priority, first, but before them requests whose own `max_r`
+makes them cost more. At the door the same reckoning refuses what would not be reached. An estimate
+may be wrong, so only what misses by `DOUBT` of it counts as too late.
 """
 
 import logging
@@ -43,16 +43,15 @@ __all__ = ["PendingRequest", "Refusal", "Scheduler", "Selection"]
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 10.0
-MIN_PRIORITY_STEP_S = 1.0
+PATIENCE_S, MIN_PRIORITY_STEP_S = 10.0, 1.0
 LAST_CALL_S = 1.0
 """So long before its deadline a patient request stands before all others."""
 PROBE_AFTER_S = 1.0
 """When no batch has run for so long, one request that is believed to be hopeless is tried."""
 DOUBT = 0.05
 """A request is given up only if it would be late by this share of what is left to be done."""
-MARGIN = 0.04
-"""Share of the time left that is kept between the end of a batch and the answers."""
+MARGIN, SPREAD_KEPT = 0.04, 0.3
+"""Share of the time left that is kept after a batch, and least part of batches' spread to keep."""
 
 RequestT = TypeVar("RequestT", bound=PendingRequest)
 
@@ -139,7 +138,7 @@ class Scheduler(Generic[RequestT]):
         if not self._shed_late or not (ahead or self._meter.busy):
             return None  # whatever it takes, it is not the load's doing
         done_s = self._meter.share_s(now) + reach.clear_s(ahead) + itself_s
-        late = done_s > (1 - MARGIN) * left_s
+        late = done_s > (1 - self._margin) * left_s
         return Refusal("late", self.drain_s(now)) if late else None
 
     def make_room(self, places: int, priority: int) -> list[RequestT]:
@@ -185,8 +184,9 @@ class Scheduler(Generic[RequestT]):
         """
         self._least_batch = 1
         now += self._meter.residual_s(now)
-        late = self._take_hopeless(now)
         load = self.load(now)
+        if late := self._take_hopeless(load):
+            load = self.load(now)
         decision = self._decide(load)
         reach = self._reach()
         if self._shed_late and len(self._queue):
@@ -244,20 +244,15 @@ class Scheduler(Generic[RequestT]):
 
     # Too late.
 
-    def _take_hopeless(self, now: float) -> list[RequestT]:
+    def _take_hopeless(self, load: LoadSnapshot) -> list[RequestT]:
         """Take out whose time is over, or would be even if it were served alone and at once."""
-        if not len(self._queue):
+        backlog, reach = load.backlog, self._reach()
+        if backlog.least_slack_s >= reach.longest_alone_s:
             return []
-        dues, reach = self._queue.dues, self._reach()
-        if float(dues.min()) - now >= reach.longest_alone_s:
-            return []
-        slack_s = dues - now
-        hopeless = slack_s < reach.alone_s(self._queue.limits) * (1 - DOUBT)
-        if self._meter.idle_s(now) >= PROBE_AFTER_S:
+        hopeless = backlog.slack_s < reach.alone_s(backlog.max_r) * (1 - DOUBT)
+        if self._meter.idle_s(load.now) >= PROBE_AFTER_S:
             hopeless[0] = False  # an untested belief is no reason not to try
-        hopeless |= slack_s <= 0
-        if not hopeless.any():
-            return []
+        hopeless |= backlog.slack_s <= 0
         if not self._shed_late:
             hopeless &= [request.deadline is not None for request in self._queue]
         return self._queue.take(np.flatnonzero(hopeless))
@@ -273,7 +268,7 @@ class Scheduler(Generic[RequestT]):
             return []  # a small batch may be quicker at a lower level
         level = paced(reach.fastest, max(load.arrival_rate, load.steady_rate))
         self._least_batch, items = level.batch_size, self._queue.items
-        gone = excess(backlog, level, reach.below, lambda index: items[index].priority, MARGIN)
+        gone = excess(backlog, level, reach.below, lambda at: items[at].priority, self._margin)
         return self._queue.take(gone)
 
     # The batch.
@@ -309,15 +304,20 @@ class Scheduler(Generic[RequestT]):
         self, now: float, level: OperatingPoint, dues: Sequence[float], done_by: float
     ) -> int:
         """Count the first of these that a batch takes and stays short enough for all in it."""
-        alone_at = now + level.batch_s(1)
+        alone_at, margin = now + level.batch_s(1), self._margin
         for size, due in enumerate(dues, 1):
             if due >= alone_at:
-                done_by = min(done_by, due - MARGIN * (due - now))
+                done_by = min(done_by, due - margin * (due - now))
             if size > self._least_batch and now + level.batch_s(size) > done_by:
                 return size - 1
         return len(dues)
 
     # Reckoning.
+
+    @property
+    def _margin(self) -> float:
+        """A late answer is of no use, and took the time of one that would have been."""
+        return max(MARGIN, SPREAD_KEPT * self._dial.table.spread)
 
     def _due(
         self, reach: Reach, received_at: float, wishes: tuple[float | None, int | None, int]

@@ -181,6 +181,7 @@ class ModelInfo(BaseModel):
     backend: str = Field(
         description="What computes a batch: eager (PyTorch), compiled, graphs (CUDA) or onnx."
     )
+    lanes: int = Field(1, description="Between how many a batch is shared out by images, on a CPU.")
     reload: ReloadStatus | None = Field(
         None, description="The last POST /models/reload; null: there was none."
     )

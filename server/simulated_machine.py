@@ -31,6 +31,8 @@ class Machine:
         switch_s: what merging the weights of another degree takes.
         noise: standard deviation of the logarithm of a batch's duration; the mean stays.
         slow_downs: when it is slower than that.
+        lanes: between how many a batch is shared out by images. A part of `k` of them takes what a
+            batch of `lanes · k` takes; a single image that is alone has all of them.
     """
 
     batch_seconds: Mapping[int, Sequence[float]]
@@ -39,6 +41,7 @@ class Machine:
     switch_s: float = 0.0
     noise: float = 0.0
     slow_downs: Sequence[SlowDown] = ()
+    lanes: int = 1
 
     def capacity(self, r: int, size: int) -> float:
         """Return the images/s of batch after batch of `size`, while as many more arrive."""
@@ -58,8 +61,9 @@ class BatchTimer:
         self._noise = _lognormal(machine.noise, np.random.default_rng(list(seed)))
 
     def seconds(self, r: int, size: int, now: float) -> float:
-        """Return how long a batch takes that begins now."""
-        seconds = self._machine.batch_seconds[r][size - 1] * next(self._noise)
+        """Return how long a batch takes that begins now; none is larger than the largest."""
+        known = self._machine.batch_seconds[r]
+        seconds = known[min(size, len(known)) - 1] * next(self._noise)
         for slow in self._machine.slow_downs:
             if slow.start_s <= now < slow.end_s:
                 seconds *= slow.factor

@@ -5,31 +5,16 @@ gets a place, joins the queue when it is decoded, is taken into a batch, answere
 the scheduler's and the controller's own.
 """
 
-from dataclasses import dataclass
-
 from server.controller import Controller
 from server.fates import UNKNOWN, Outcome
 from server.scheduler import PendingRequest, Scheduler
-from server.simulated_machine import BatchTimer, Machine
+from server.simulated_lanes import SimulatedBatch, SimulatedLanes
+from server.simulated_machine import Machine
 from server.simulated_requests import Arrival, BatchRecord, Ledger
 from server.simulated_time import SimulatedClock, Timetable
-from server.stats import BatchStats
 
 LOOK_EVERY_S = 0.25
 """How often the controller is asked without a batch, as on a real server."""
-
-
-@dataclass(slots=True)
-class _Running:
-    """The batch that is being computed."""
-
-    requests: list[PendingRequest]
-    r: int
-    limited: bool
-    started_at: float
-    merge_s: float
-    ends_at: float
-    still_waiting: int
 
 
 class SimulatedServer:
@@ -50,7 +35,6 @@ class SimulatedServer:
         clock: as given.
         controller: as given.
         outstanding: requests taken in and not answered yet.
-        switches: how often the weights went to another degree.
     """
 
     def __init__(
@@ -68,17 +52,13 @@ class SimulatedServer:
     ) -> None:
         self.clock = clock
         self.outstanding = 0
-        self.switches = 0
         self._scheduler = scheduler
         self.controller = controller
         self._machine = machine
-        self._timer = BatchTimer(machine, (seed, number))
-        self._live_r = r_source
+        self._lanes = SimulatedLanes(machine, (seed, number), clock, r_source)
         self._max_batch_size = max_batch_size
         self._max_queue_delay_s = max_queue_delay_s
         self._number = number
-        self._running: _Running | None = None
-        self._busy_s = 0.0
         self._closed = False
         self._gathering = False
         self._gathered = 0
@@ -86,6 +66,7 @@ class SimulatedServer:
     def open(self, timetable: Timetable, ledger: Ledger) -> None:
         """Take part in a simulation."""
         self._timetable, self._ledger = timetable, ledger
+        self._lanes.open(timetable, self._part_done)
         timetable.at(self.clock.now + LOOK_EVERY_S, self._look)
 
     def close(self) -> None:
@@ -93,10 +74,14 @@ class SimulatedServer:
         self._closed = True
 
     @property
+    def switches(self) -> int:
+        """How often the weights went to another degree."""
+        return self._lanes.switches
+
+    @property
     def busy_s(self) -> float:
-        """For how long a batch has been running, all in all."""
-        running = self._running
-        return self._busy_s + (0.0 if running is None else self.clock.now - running.started_at)
+        """For how long it has computed, all in all."""
+        return self._lanes.busy_s
 
     def _look(self) -> None:
         """Let the degree come back down when there are no batches that would ask for it."""
@@ -111,8 +96,7 @@ class SimulatedServer:
     def arrive(self, index: int, arrival: Arrival) -> None:
         """Take a request in, or refuse it."""
         now, scheduler = self.clock.now, self._scheduler
-        if self._running is not None:
-            self._running.ends_at += self._machine.overhead.interference_s
+        self._lanes.disturb(self._machine.overhead.interference_s)
         deadline = None if arrival.deadline_s is None else now + arrival.deadline_s
         scheduler.note_arrival(now, 1)
         refusal = scheduler.refusal(
@@ -140,9 +124,10 @@ class SimulatedServer:
             return
         self._scheduler.admit(request)
         self._scheduler.hold(-1, request.priority)
-        if self._running is not None:
+        if not self._lanes.room:
             return
-        if len(self._scheduler) >= self._max_batch_size or not self._max_queue_delay_s:
+        full = len(self._scheduler) >= self._max_batch_size
+        if full or not self._max_queue_delay_s or not self._lanes.empty:
             self._serve_next()
         elif not self._gathering:
             self._gathering = True
@@ -168,9 +153,10 @@ class SimulatedServer:
     # A batch: chosen, computed, answered.
 
     def _serve_next(self) -> None:
+        """Begin batches while somebody waits and a lane has nothing to do."""
         now = self.clock.now
         self._gathering = False
-        while len(self._scheduler):
+        while len(self._scheduler) and self._lanes.room:
             selection = self._scheduler.next_batch(now)
             for request in selection.expired:
                 self._give_up(request, "expired")
@@ -178,40 +164,30 @@ class SimulatedServer:
                 self._give_up(request, "shed")
             if selection.batch:
                 self._begin(selection.batch, selection.r, selection.r != selection.wanted_r)
-                return
 
-    def _begin(self, batch: list[PendingRequest], r: int, limited: bool) -> None:
-        now, merge_s = self.clock.now, 0.0
-        if r != self._live_r:
-            self._live_r = r
-            self.switches += 1
-            merge_s = self._machine.switch_s
-        ends_at = now + merge_s + self._timer.seconds(r, len(batch), now + merge_s)
-        self._running = _Running(batch, r, limited, now, merge_s, ends_at, len(self._scheduler))
-        self._scheduler.batch_started(now, len(batch), r)
-        self._timetable.at(ends_at, self._end)
+    def _begin(self, requests: list[PendingRequest], r: int, limited: bool) -> None:
+        now = self.clock.now
+        running = self._scheduler.batch_started(now, len(requests), r)
+        waiting = len(self._scheduler)
+        self._lanes.begin(SimulatedBatch(requests, r, limited, now, waiting, running))
 
-    def _end(self) -> None:
-        """End the batch, or wait on if requests that came meanwhile have made it longer."""
-        now, done = self.clock.now, self._running
-        if done is None:
-            raise RuntimeError("a batch ended that was not running")
-        if now < done.ends_at:
-            self._timetable.at(done.ends_at, self._end)
-            return
-        self._running = None
-        self._busy_s += now - done.started_at
-        size, compute_s = len(done.requests), now - done.started_at - done.merge_s
-        stats = BatchStats(done.r, size, done.merge_s, compute_s, done.started_at, done.limited)
-        self._scheduler.batch_ended(stats)
+    def _part_done(self, batch: SimulatedBatch) -> None:
+        """Answer the batch if that was the last of it, and see who is next."""
+        if not batch.open_parts:
+            self._end(batch)
+        self._serve_next()
+
+    def _end(self, batch: SimulatedBatch) -> None:
+        now, size = self.clock.now, len(batch.requests)
+        stats = batch.stats(now)
+        self._scheduler.batch_ended(stats, batch.running)
         self.controller.observe_batch(stats)
         self._ledger.batches.append(
-            BatchRecord(done.started_at, now, self._number, done.r, size, done.still_waiting)
+            BatchRecord(batch.started_at, now, self._number, batch.r, size, batch.still_waiting)
         )
-        for request in done.requests:
+        for request in batch.requests:
             if self._ledger.is_open(request.id):  # else its deadline passed meanwhile
-                self._answer(request, done.r, size)
-        self._serve_next()
+                self._answer(request, batch.r, size)
 
     def _answer(self, request: PendingRequest, r: int, size: int) -> None:
         now = self.clock.now

@@ -71,7 +71,8 @@ class BatchOutcome:
 
     An output may be an exception: then that image failed and the others did not. `partial` says
     that the batch had no work for some part of its device, which others may have used meanwhile.
-    `device` is the number of that device.
+    `busy_s` is for how long each of its largest parts kept a lane of its device from others, in the
+    mean; None where there are no lanes. `device` is the number of that device.
     """
 
     outputs: Sequence[Any]
@@ -79,6 +80,7 @@ class BatchOutcome:
     merge_s: float
     compute_s: float
     partial: bool = False
+    busy_s: float | None = None
     device: int = 0
 
 
@@ -90,7 +92,8 @@ class BatchStats:
         limited: the requests' own `max_r` set the degree, not the controller.
         handover_s: the way to the model's thread and back, through whatever else the process has
             to do, and the wait for a batch that was still running.
-        overlap_s: for how long after its start the batch before it on its device was still running.
+        overlap_s: for how long after its start it waited for batches before it that were running
+            on its device, or on its lanes.
         partial: it ran beside another batch on a part of its device, so that its duration says
             nothing of how long such a batch keeps the whole device busy.
         device: the number of the device that computed it.

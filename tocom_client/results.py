@@ -121,6 +121,7 @@ class ModelInfo:
         bank: None: plain merging, without compensation.
         backend: what computes a batch.
         reload: the last change of the model; None: there was none.
+        lanes: between how many a batch is shared out by images.
     """
 
     name: str
@@ -138,6 +139,7 @@ class ModelInfo:
     dtype: str
     backend: str
     reload: ReloadStatus | None = None
+    lanes: int = 1
 
 
 @dataclass(frozen=True, slots=True)

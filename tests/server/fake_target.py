@@ -152,4 +152,5 @@ class FakeControl:
             device="device",
             dtype="dtype",
             backend="eager",
+            lanes=2,
         )

@@ -48,10 +48,11 @@ def machine(
     *,
     switch_s: float = 0.0,
     noise: float = 0.0,
+    lanes: int = 1,
 ) -> Machine:
     """Return the machine of that profile, exactly."""
     seconds = {r: [batch_s(r, size) for size in range(1, LARGEST + 1)] for r in WORK}
-    return Machine(seconds, ACCURACY, ServingOverhead(*overhead), switch_s, noise)
+    return Machine(seconds, ACCURACY, ServingOverhead(*overhead), switch_s, noise, lanes=lanes)
 
 
 def run(

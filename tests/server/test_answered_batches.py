@@ -1,9 +1,10 @@
 """Batches found from outside: by their size and their duration to the microsecond."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.answered_batches import count_switches, find_batches
+from server.answered_batches import count_switches, find_batches, own_seconds
 from server.open_loop import Answer, Served
 
 
@@ -44,3 +45,9 @@ def test_switches_are_changes_between_batches() -> None:
     """0, 0, 8, 0 are two changes."""
     runs = [answers(r, 2, 30 + r + at, at) for at, r in ((1.0, 0), (2.0, 0), (3.0, 8), (4.0, 0))]
     assert count_switches(find_batches(answer for run in runs for answer in run)) == 2
+
+
+def test_a_batch_s_own_time_begins_when_the_one_before_it_was_done() -> None:
+    """What two batches share is the first one's; a pause is nobody's."""
+    times = [(0.1, 0.1), (0.18, 0.12), (0.18, 0.05), (1.0, 0.1)]
+    assert own_seconds(times) == pytest.approx([0.1, 0.08, 0.0, 0.1])

@@ -360,7 +360,8 @@ def test_an_idle_batcher_drains_at_once() -> None:
 class TwoLanes:
     """Parts of batches side by side: one image takes 0.1 s on one of two lanes."""
 
-    def __init__(self) -> None:
+    def __init__(self, busy_s: float | None = None) -> None:
+        self.busy_s = busy_s
         self.free_at = [0.0, 0.0]
         self.began: list[float] = []
         self._changed = asyncio.Event()
@@ -381,7 +382,8 @@ class TwoLanes:
             ends.append(self.free_at[lane])
         await asyncio.sleep(max(ends) - now)
         partial = len(payloads) < 2
-        return BatchOutcome(list(payloads), r, 0.0, max(ends) - now, partial=partial)
+        took_s = max(ends) - now
+        return BatchOutcome(list(payloads), r, 0.0, took_s, partial, self.busy_s)
 
 
 def test_the_next_batch_begins_on_a_lane_that_is_free() -> None:
@@ -411,6 +413,22 @@ def test_what_two_batches_share_is_counted_once() -> None:
         first, second = bench.batches
         assert (first.busy_s, second.busy_s) == pytest.approx((0.2, 0.1))
         assert second.overlap_s == pytest.approx(0.1)
+        assert (first.ended_at, second.ended_at) == pytest.approx((0.2, 0.3))
+
+    run_virtual(main())
+
+
+def test_a_lane_tells_better_for_how_long_others_waited() -> None:
+    """Who ended first of two that ran side by side is chance; the lane's own time is not."""
+
+    async def main() -> None:
+        machine = TwoLanes(busy_s=0.15)
+        bench = Bench(
+            run_batch=machine.run, room=machine.room, max_batch_size=3, batch_s=lambda r, n: 0.2
+        )
+        await asyncio.gather(*bench.submit_many(3), *bench.submit_many(3))
+        first, second = bench.batches
+        assert (first.busy_s, second.busy_s) == pytest.approx((0.2, 0.15))
         assert (first.ended_at, second.ended_at) == pytest.approx((0.2, 0.3))
 
     run_virtual(main())

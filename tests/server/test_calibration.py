@@ -1,5 +1,7 @@
 """A latency profile from outside: it finds the numbers of a machine that is known."""
 
+import itertools
+
 import pytest
 
 from server.answered_batches import Batch
@@ -23,7 +25,7 @@ def test_a_known_machine_is_found() -> None:
     assert serving.before_queue_s + serving.after_batch_s == pytest.approx(0.004, rel=0.05)
     assert serving.after_batch_s == pytest.approx(0.001)
     assert serving.interference_s == 0
-    assert profile.max_batch_size == 8
+    assert (profile.max_batch_size, profile.lanes) == (8, 2)
     assert profile.degrees == tuple(range(17))
     assert profile.work[16] == pytest.approx(0.5)
     assert profile.expected_accuracy()[4] == pytest.approx(0.86)
@@ -44,15 +46,32 @@ def test_a_server_that_is_gone_is_an_error() -> None:
 
 def test_only_whole_batches_of_one_degree_count() -> None:
     """Others may have been two batches, or had images of other clients."""
+    done_s = itertools.count(1.0)
 
     def batch(size: int, seen: int, *degrees: int) -> Batch:
-        return Batch(size, 0.1, 0.0, 0.0, seen, set(degrees))
+        at = next(done_s)
+        return Batch(size, 0.1, at, at, seen, set(degrees))
 
-    whole = [batch(2, 2, 4)] * 3
-    others = [batch(3, 2, 4), batch(3, 4, 4), batch(3, 3, 4, 8), batch(3, 3, 8), batch(9, 9, 4)]
-    (found,) = batch_measurements(4, [*whole, *(3 * others)], 8)
-    assert (found.r, found.batch, found.runs, found.seconds) == (4, 2, 3, 0.1)
+    whole = [batch(2, 2, 4) for _ in range(3)]
+    others = [
+        other
+        for _ in range(3)
+        for other in (
+            *(batch(3, 2, 4), batch(3, 4, 4), batch(3, 3, 4, 8)),
+            *(batch(3, 3, 8), batch(9, 9, 4)),
+        )
+    ]
+    (found,) = batch_measurements(4, [*whole, *others], 8)
+    assert (found.r, found.batch, found.runs) == (4, 2, 3)
+    assert found.seconds == pytest.approx(0.1)
     assert batch_measurements(4, whole[:2], 8) == []
+
+
+def test_what_two_batches_share_is_the_first_ones() -> None:
+    """On lanes the next one begins while the last one ends."""
+    overlapping = [Batch(2, 0.15, at, at, 2, {4}) for at in (1.0, 1.1, 1.2, 1.3, 1.4)]
+    (found,) = batch_measurements(4, overlapping, 8)
+    assert found.seconds == pytest.approx(0.1)
 
 
 def test_overhead_is_never_negative() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,27 @@ def test_whoever_comes_when_the_time_is_filled_goes(
             kept.append(index)
     gone = excess(waiting, machine[0], machine, lambda index: 1, margin)
     assert gone.tolist() == sorted(set(range(len(waiting))) - set(kept))
+
+
+@given(
+    machine=machines(),
+    data=st.data(),
+    begin_s=st.lists(st.floats(0, 1), max_size=2).map(lambda later: (0.0, *sorted(later))),
+    stretches=st.integers(1, 12),
+)
+def test_priorities_one_after_the_other_change_nothing_of_that(
+    machine: Levels, data: st.DataObject, begin_s: tuple[float, ...], stretches: int
+) -> None:
+    """Few or many stretches of rising slack, one or several devices: one by one says the same."""
+    drawn = data.draw(slacks(machine[0]))
+    slack_s = [slack for first in range(stretches) for slack in sorted(drawn[first::stretches])]
+    ends = finish_s(machine[0], len(slack_s), begin_s).tolist()
+    gone: list[int] = []
+    for index, slack in enumerate(slack_s):
+        if ends[index - len(gone)] > slack:
+            gone.append(index)
+    waiting = replace(backlog(slack_s), begin_s=begin_s)
+    assert excess(waiting, machine[0], machine, lambda index: 1).tolist() == gone
 
 
 def test_nobody_of_higher_priority_goes_for_a_lower_one() -> None:

@@ -111,7 +111,7 @@ def test_the_next_batch_is_let_in_before_the_end_once_times_are_known() -> None:
     told: list[int] = []
     for run in range(2):
         with device.staged(uint8_images(3, SIZE)) as batch:
-            device.classify(batch, 2, on_part=lambda run=run: told.append(run))
+            device.classify(batch, 2, on_part=lambda _, run=run: told.append(run))
     assert told == [1]
 
 

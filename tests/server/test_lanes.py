@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -13,6 +14,20 @@ from torch import Tensor
 
 from server.errors import SettingsError
 from server.lanes import MOST_LANES, Lanes, choose_lanes, use_threads
+
+
+class ManualClock:
+    """Stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.read = threading.Event()
+
+    def __call__(self) -> float:
+        """Return the time, and tell that somebody asked."""
+        now = self.now
+        self.read.set()
+        return now
 
 
 @pytest.fixture
@@ -158,6 +173,44 @@ def test_a_failed_pass_lets_go_of_its_tensors(lanes: Lanes) -> None:
         assert len(held) == 3 and [ref() for ref in held] == [None] * 3
     finally:
         gc.enable()
+
+
+def test_a_part_is_timed_from_when_its_lane_was_free() -> None:
+    """What waits for the parts of another batch is not believed to take their time too."""
+    clock, told = ManualClock(), list[float | None]()
+    lanes = Lanes(2, 2, clock)
+    go, begun = threading.Event(), threading.Barrier(3)
+
+    def long(part: Tensor) -> Tensor:
+        begun.wait()
+        go.wait()
+        return part
+
+    def short(part: Tensor) -> Tensor:
+        clock.now = 1.25
+        return part
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(lanes.run, long, torch.zeros(4))
+        begun.wait()
+        clock.read.clear()
+        second = threads.submit(lanes.run, short, torch.zeros(2), on_part=told.append)
+        clock.read.wait()  # it was handed over at 0, while both lanes had work
+        clock.now = 1.0
+        go.set()
+        wait([first, second])
+    lanes.close()
+    # One part may end before the other has set the clock; none is believed to have taken 1.25 s.
+    assert len(told) == 2 and max(taken for taken in told if taken is not None) == 0.25
+
+
+def test_smaller_parts_are_not_timed() -> None:
+    """Of five images on two lanes the part of three tells how long such a batch takes."""
+    told: list[float | None] = []
+    lanes = Lanes(2, 2)
+    lanes.run(torch.neg, torch.arange(5), on_part=told.append)
+    lanes.close()
+    assert len(told) == 2 and told.count(None) == 1
 
 
 def test_a_single_lane_is_the_calling_thread() -> None:

@@ -62,3 +62,36 @@ def test_the_cost_of_a_switch_is_learned_from_switches_alone() -> None:
     meter.started(20.0, 1, 8, 0.1)
     assert meter.residual_s(20.05) == pytest.approx(0.05)
     assert meter.residual_s(21.0) == 0.0
+
+
+def test_what_waited_for_a_batch_is_known_anew_when_that_ends() -> None:
+    """Its device is its own from then on, however wrong the guess before was."""
+    meter = LoadMeter()
+    first = meter.started(0.0, 4, 0, 0.1)
+    second = meter.started(0.09, 4, 0, 0.1)
+    assert meter.residual_s(0.09) == pytest.approx(0.11)
+    meter.ended(BatchStats(0, 4, 0.0, 0.15, 0.0), first)
+    assert meter.residual_s(0.15) == pytest.approx(0.1)
+    meter.ended(BatchStats(0, 4, 0.0, 0.1, 0.15), second)
+    assert meter.residual_s(0.25) == 0.0
+
+
+def test_batches_that_overlap_do_not_pile_up_guesses() -> None:
+    """Each begins shortly before the last one ends, and takes less than was believed."""
+    meter, now = LoadMeter(), 0.0
+    running = meter.started(now, 4, 0, 0.1)
+    for _ in range(50):
+        following = meter.started(now + 0.07, 4, 0, 0.1)
+        meter.ended(BatchStats(0, 4, 0.0, 0.08, now), running)
+        running, now = following, now + 0.08
+        assert meter.residual_s(now) <= 0.1 + 1e-9
+
+
+def test_the_batches_of_another_device_are_left_as_they_are() -> None:
+    """Who ends on one device says nothing of what runs on the other."""
+    meter = LoadMeter(devices=2)
+    first = meter.started(0.0, 4, 0, 0.1)
+    other = meter.started(0.0, 4, 0, 0.3)
+    assert (first.device, other.device) == (0, 1)
+    meter.ended(BatchStats(0, 4, 0.0, 0.1, 0.0, device=0), first)
+    assert other.done_at == pytest.approx(0.3)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.operating_table import LEARN_EVERY_S, MOST_LOSS, OperatingTable
+from server.operating_table import LEARN_EVERY_S, MOST_LOSS, WIDEN_AFTER, OperatingTable
 from server.stats import BatchStats
 from tests.server.fake_machine import DEGREES, EVERYTHING, SIZES, WARM_UP, FakeMachine
 from tocom_core.latency_profile import Accuracy, LatencyProfile, Measurement
@@ -17,6 +17,13 @@ from tocom_core.latency_profile import Accuracy, LatencyProfile, Measurement
 def table(machine: FakeMachine | None = None, **options: Any) -> OperatingTable:
     """Return the table of a machine of which everything was measured."""
     return OperatingTable((machine or FakeMachine()).profile(), **options)
+
+
+def table_of(
+    measurements: list[Measurement], machine: FakeMachine, **options: Any
+) -> OperatingTable:
+    """Return the table of a machine that was measured wrongly."""
+    return OperatingTable(replace(machine.profile(), measurements=measurements), **options)
 
 
 def measured_as(seconds: dict[tuple[int, int], float], work: dict[int, float]) -> LatencyProfile:
@@ -112,6 +119,34 @@ def test_a_batch_takes_no_longer_than_bearable(limit: float, size: int) -> None:
     point = table(FakeMachine(batch_cost_s=0.015), max_batch_s=limit).points()[0]
     assert point.batch_size == pytest.approx(size, abs=1)
     assert size == 1 or point.batch_s(point.batch_size) <= limit
+
+
+def test_a_size_that_was_believed_slow_is_tried_again() -> None:
+    """Larger batches measured in a bad moment would else never be run, and never known better."""
+    machine = FakeMachine(0.1, batch_cost_s=0.03)
+    wrong = [
+        Measurement(r, size, machine.batch_s(r, size) * (1.5 if size > 2 else 1.0), 0.03, 5)
+        for r, size in EVERYTHING
+    ]
+    found = table_of(wrong, machine, max_batch_size=8)
+    true = table(machine, max_batch_size=8).points()[0].batch_size
+    assert found.points()[0].batch_size <= 2 < true
+    sizes = []
+    for _ in range(1000):  # a queue that is always full
+        sizes.append(found.points()[0].batch_size)
+        found.observe(machine.run(0, sizes[-1]))
+    assert sum(sizes[-300:]) / 300 > 0.8 * true
+    assert set(sizes[:WIDEN_AFTER]) == {sizes[0]}
+
+
+def test_no_batch_is_tried_that_takes_too_long() -> None:
+    """Twice the efficient size has to be bearable too."""
+    machine = FakeMachine(batch_cost_s=0.05)
+    found = table(machine, max_batch_s=machine.batch_s(0, 5))
+    efficient = found.points()[0].batch_size
+    for _ in range(5 * WIDEN_AFTER):
+        found.observe(machine.run(0, efficient))
+        assert found.points()[0].batch_size == efficient
 
 
 def test_a_degree_that_is_not_faster_does_not_pay() -> None:

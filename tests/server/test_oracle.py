@@ -24,31 +24,46 @@ def search(
     slo_s: float,
     max_r: Sequence[int | None] | None = None,
 ) -> set[Point]:
-    """Return what all schedules reach: every order, batch, degree, server, and useful wait.
+    """Return what all schedules reach: every order, batch, degree, lane, and useful wait.
 
     A batch begins as early as it can, or at a later arrival (which it thereby dodges); beginning
     between two arrivals is never better than beginning at the first of them. Images that would be
-    late are not in batches: without them a batch is only shorter.
+    late are not in batches: without them a batch is only shorter. On lanes, any part may run on any
+    of them at any time, as if it were a batch of its own, and a single image may have them all.
     """
     limits = [NO_LIMIT if r is None else r for r in max_r or [None] * len(arrivals)]
     reached: set[Point] = set()
 
     def extend(free: tuple[float, ...], left: frozenset[int], count: int, total: float) -> None:
         reached.add((count, round(total, 9)))
-        for server, r in itertools.product(range(len(free)), machine.batch_seconds):
+        for lane, r in itertools.product(range(len(free)), machine.batch_seconds):
             allowed = [i for i in left if limits[i] >= r]
-            for batch in _subsets(allowed, len(machine.batch_seconds[r])):
+            largest = -(-len(machine.batch_seconds[r]) // machine.lanes)
+            for batch in _subsets(allowed, largest):
                 ready = max(arrivals[i] + machine.before_queue_s for i in batch)
                 due = min(arrivals[i] for i in batch) + slo_s - machine.after_batch_s
-                for start in _starts(max(ready, free[server]), arrivals):
-                    end = _end(start, arrivals, machine, r, len(batch))
-                    if end <= due + 1e-12:
-                        then = (*free[:server], end, *free[server + 1 :])
-                        gain = len(batch) * machine.accuracy[r]
-                        extend(then, left - set(batch), count + len(batch), total + gain)
+                for taken, size in _ways(lane, len(batch), machine):
+                    begin = max(ready, *(free[i] for i in taken))
+                    for start in _starts(begin, arrivals):
+                        end = _end(start, arrivals, machine, r, size)
+                        if end <= due + 1e-12:
+                            then = tuple(end if i in taken else at for i, at in enumerate(free))
+                            gain = len(batch) * machine.accuracy[r]
+                            extend(then, left - set(batch), count + len(batch), total + gain)
 
-    extend((-math.inf,) * machine.servers, frozenset(range(len(arrivals))), 0, 0.0)
+    lanes = machine.servers * machine.lanes
+    extend((-math.inf,) * lanes, frozenset(range(len(arrivals))), 0, 0.0)
     return reached
+
+
+def _ways(lane: int, images: int, machine: OracleMachine) -> Iterator[tuple[range, int]]:
+    """Return which lanes so many images may have, and as what size of batch they take their time.
+
+    That is a part of a batch on this lane, or a single image on all lanes of its server.
+    """
+    yield range(lane, lane + 1), images * machine.lanes
+    if images == 1 and machine.lanes > 1 and lane % machine.lanes == 0:
+        yield range(lane, lane + machine.lanes), 1
 
 
 def _subsets(items: Sequence[int], largest: int) -> Iterator[tuple[int, ...]]:
@@ -67,7 +82,8 @@ def _end(
 
     With several servers some arrivals go elsewhere; the luckiest case is that all do.
     """
-    end = start + machine.batch_seconds[r][size - 1]
+    seconds = machine.batch_seconds[r]
+    end = start + seconds[min(size, len(seconds)) - 1]
     if machine.servers == 1:
         for arrival in sorted(arrivals):
             if start < arrival < end:
@@ -93,16 +109,17 @@ def assert_bounds(
 
 
 @st.composite
-def machines(draw: st.DrawFn, servers: int = 1, degrees: int = 3) -> OracleMachine:
-    """Return a machine of up to three degrees and batches of up to three images."""
-    count, largest = draw(st.integers(1, degrees)), draw(st.integers(1, 3))
+def machines(draw: st.DrawFn, servers: int = 1, degrees: int = 3, lanes: int = 1) -> OracleMachine:
+    """Return a machine of up to three degrees and, on each lane, up to three images at once."""
+    count, largest = draw(st.integers(1, degrees)), draw(st.integers(1, 3 * lanes))
     seconds = {
         r: sorted(draw(st.lists(st.floats(0.5, 12), min_size=largest, max_size=largest)))
         for r in range(count)
     }
     accuracy = {r: draw(st.floats(0.1, 1)) for r in range(count)}
     overheads = draw(st.tuples(*[st.sampled_from([0.0, 0.3, 2.0])] * 3))
-    return OracleMachine(seconds, accuracy, servers, *overheads)
+    before_s, after_s, interference_s = overheads
+    return OracleMachine(seconds, accuracy, servers, before_s, after_s, interference_s, lanes)
 
 
 TIMES = (st.floats(0, 25) | st.floats(0, 6)).map(lambda time: round(time, 2))
@@ -131,6 +148,15 @@ def test_never_below_the_best_schedule_of_two_servers(
     arrivals: list[float], machine: OracleMachine
 ) -> None:
     """Two servers are no better than the bound, wherever the images go."""
+    assert_bounds(search(arrivals, machine, SLO_S), arrivals, machine, SLO_S)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(TIMES, min_size=1, max_size=3), machines(degrees=2, lanes=2))
+def test_never_below_the_best_schedule_on_two_lanes(
+    arrivals: list[float], machine: OracleMachine
+) -> None:
+    """Nor are lanes that share out batches, each beginning when it is free."""
     assert_bounds(search(arrivals, machine, SLO_S), arrivals, machine, SLO_S)
 
 
@@ -235,6 +261,13 @@ def test_more_servers_serve_more() -> None:
     one, two = machine({0: [1.0]}), machine({0: [1.0]}, servers=2)
     assert offline_bound(crowd, one, SLO_S).attainment() == pytest.approx(10 / 40)
     assert offline_bound(crowd, two, SLO_S).attainment() == pytest.approx(20 / 40)
+
+
+def test_tight_on_two_lanes() -> None:
+    """Two images take what a batch of two takes, one on each lane; a third waits for one."""
+    two_lanes = machine({0: [3.0, 5.0]}, lanes=2)
+    assert offline_bound([0.0] * 4, two_lanes, SLO_S).attainment() == pytest.approx(1.0)
+    assert offline_bound([0.0] * 8, two_lanes, SLO_S).attainment() == pytest.approx(4 / 8)
 
 
 @pytest.mark.parametrize("arrivals", [[], [0.0, math.nan]])

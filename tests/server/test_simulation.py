@@ -23,6 +23,7 @@ ALONE_S = batch_s(0, 1)
 POLICIES = st.sampled_from(sorted(BUILDERS))
 TIMES = st.lists(st.floats(0, 1.5).map(lambda time: round(time, 3)), max_size=60).map(sorted)
 OVERHEADS = st.tuples(*[st.sampled_from([0.0, 0.002, 0.01])] * 3)
+LANES = st.integers(1, 3)
 REQUESTS = st.lists(
     st.builds(
         Arrival,
@@ -88,6 +89,47 @@ def test_a_full_batch_is_not_waited_for() -> None:
     found = run(arrivals, machine(), queue_delay_s=0.05)
     assert found.batches[0].started_at == 1.0
     assert found.batches[-1].started_at == pytest.approx(1.55)
+
+
+def test_a_batch_is_shared_out_to_lanes() -> None:
+    """Three images are two on one lane, which takes what four take on both, and one."""
+    found = run([1.0, 1.0, 1.0], machine(lanes=2), queue_delay_s=0.001)
+    assert [record.size for record in found.batches] == [3]
+    assert found.fates[0].done_s == pytest.approx(1.001 + batch_s(0, 4))
+
+
+def test_a_lane_that_is_free_begins_the_next_batch() -> None:
+    """Two batches of three images take two lanes as long as six images do."""
+    part_s, single_s = batch_s(8, 4), batch_s(8, 2)
+    arrivals = [1.0, 1.0, 1.0, 1.02, 1.02, 1.02]
+    found = run(arrivals, machine(lanes=2), "static", static_r=8, queue_delay_s=0.001)
+    first, second = found.batches
+    assert (first.size, second.size) == (3, 3)
+    assert first.started_at == pytest.approx(1.001)
+    assert first.ended_at == pytest.approx(1.001 + part_s)
+    assert second.started_at == pytest.approx(1.001 + single_s)
+    assert second.ended_at == pytest.approx(1.001 + part_s + single_s)
+
+
+def test_an_image_alone_has_all_lanes_and_one_beside_others_has_one() -> None:
+    """The second comes while the first has both, the third while the second has one of them."""
+    found = run([1.0, 1.001, 1.015], machine(lanes=2))
+    done = [fate.done_s for fate in found.fates]
+    assert done[0] == pytest.approx(1.0 + ALONE_S)
+    assert found.batches[1].size == 2
+    assert done[1] == pytest.approx(1.0 + ALONE_S + batch_s(0, 2))
+
+
+def test_another_degree_waits_until_all_lanes_are_free() -> None:
+    """The weights are not changed under a batch that is running."""
+    limited = Arrival(1.02, max_r=0)
+    crowd = [Arrival(1.0)] * 3
+    truth = machine(lanes=2, switch_s=0.01)
+    found = run([*crowd, limited], truth, "static", static_r=8, queue_delay_s=0.001)
+    first, second = found.batches
+    assert (first.r, second.r) == (8, 0)
+    assert second.started_at < first.ended_at
+    assert second.ended_at == pytest.approx(first.ended_at + 0.01 + batch_s(0, 2))
 
 
 def test_a_switch_takes_time_and_is_counted() -> None:
@@ -156,16 +198,17 @@ def test_hopeless_overload_sheds_and_answers_the_rest_in_time() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(REQUESTS, POLICIES, OVERHEADS, st.booleans(), st.sampled_from([0.0, 0.002, 0.05]))
+@given(REQUESTS, POLICIES, OVERHEADS, st.booleans(), st.sampled_from([0.0, 0.002, 0.05]), LANES)
 def test_every_request_has_one_answer_that_it_can_accept(
     arrivals: list[Arrival],
     policy: str,
     overhead: tuple[float, float, float],
     shed_late: bool,
     queue_delay_s: float,
+    lanes: int,
 ) -> None:
     """Whatever they ask for: one fate each, no `max_r` passed, nothing after a deadline."""
-    truth = machine(overhead, switch_s=0.001, noise=0.2)
+    truth = machine(overhead, switch_s=0.001, noise=0.2, lanes=lanes)
     found = run(
         arrivals, truth, policy, static_r=8, shed_late=shed_late, queue_delay_s=queue_delay_s
     )
@@ -179,20 +222,25 @@ def test_every_request_has_one_answer_that_it_can_accept(
     served = sum(fate.outcome == "ok" for fate in found.fates)
     assert served <= sum(record.size for record in found.batches)
     assert all(1 <= record.size <= LARGEST for record in found.batches)
-    for one, other in itertools.pairwise(found.batches):
-        assert one.ended_at <= other.started_at
+    if lanes == 1:
+        for one, other in itertools.pairwise(found.batches):
+            assert one.ended_at <= other.started_at
 
 
 @settings(deadline=None, max_examples=80)
-@given(TIMES.filter(bool), POLICIES, st.sampled_from([0, 4, 8]), OVERHEADS)
+@given(TIMES.filter(bool), POLICIES, st.sampled_from([0, 4, 8]), OVERHEADS, LANES)
 def test_no_policy_beats_the_oracle(
-    times: list[float], policy: str, static_r: int, overhead: tuple[float, float, float]
+    times: list[float],
+    policy: str,
+    static_r: int,
+    overhead: tuple[float, float, float],
+    lanes: int,
 ) -> None:
     """Attainment, on-time-and-correct and accuracy all stay below the offline bound."""
-    truth = machine(overhead)
+    truth = machine(overhead, lanes=lanes)
     found = run(times, truth, policy, static_r=static_r)
     bound = offline_bound(
-        times, OracleMachine(truth.batch_seconds, truth.accuracy, 1, *overhead), SLO_S
+        times, OracleMachine(truth.batch_seconds, truth.accuracy, 1, *overhead, lanes), SLO_S
     )
     timely = [fate for fate in found.fates if fate.on_time(SLO_S - 1e-9)]
     correct = math.fsum(fate.correct for fate in timely)
