@@ -8,8 +8,7 @@ who will come?* The waiting images and those that the arrival rate foretells for
     queue + rate · horizon ≤ throughput(r) · (horizon + SLO − margin)
 
 **The margin** is room for what nobody foresees, and grows with the load: with `fill`, the images
-here (of those in a running batch, half: so much of it is done on average) over those that the
-lowest degree serves within the SLO,
+that wait or are decoded over those that the lowest degree serves within the SLO,
 
     margin = SLO · max(MARGIN + spread, STEEPNESS · (fill − CALM + spread))
 
@@ -21,7 +20,7 @@ A queue that is short gets shorter by itself more often than not, so compressing
 mostly in vain; one that has grown is the sign of a burst, and bursts go on. So the degree stays low
 for longer than any constant margin would let it, and then rises steeply: with the throughput of
 r=16 at 1.8 times that of r=0 and a spread of 0.05, from the lowest to the highest between a fill of
-0.56 and of 0.67. That is the form that the optimal control of a queue with a choice of speeds has
+0.59 and of 0.71. That is the form that the optimal control of a queue with a choice of speeds has
 (Crabill 1972, George and Harrison 2001: the speed rises with the queue).
 
 Raising is immediate. Lowering is damped: a lower degree must carry the arrivals of the last
@@ -67,7 +66,7 @@ class DemandPolicy:
     spread more, for that is how far its believed throughput may be off."""
     MARGIN = 0.15
     """Share of the SLO that is always kept back, for the way out and for what comes between."""
-    CALM = 0.35
+    CALM = 0.4
     """Up to this fill nothing is kept back for a burst."""
     STEEPNESS = 1.7
     """How fast what is kept back grows with the fill."""
@@ -112,7 +111,7 @@ class DemandPolicy:
     def _enough(self, load: LoadSnapshot, levels: Levels, hurried: int) -> OperatingPoint | None:
         """Return the first level that serves who waits and who will come; None if none does."""
         coming = hurried + load.arrival_rate * self.HORIZON_S
-        margin_s = self._margin_s(load, hurried + load.in_flight / 2, levels[0])
+        margin_s = self._margin_s(load, hurried, levels[0])
         until_s = self.HORIZON_S + load.slo_s - margin_s
         candidates = [level for level in levels if level.images_per_s * until_s >= coming]
 
@@ -128,7 +127,7 @@ class DemandPolicy:
         soon_s = self.HORIZON_S + load.slo_s
         return int(np.count_nonzero(load.backlog.slack_s <= soon_s)) + load.decoding
 
-    def _margin_s(self, load: LoadSnapshot, images: float, lowest: OperatingPoint) -> float:
+    def _margin_s(self, load: LoadSnapshot, images: int, lowest: OperatingPoint) -> float:
         """Return how long before they are due the waiting images shall be done."""
         fill = images / (lowest.images_per_s * load.slo_s)
         least, burst = self.MARGIN + load.spread, fill - self.CALM + load.spread
