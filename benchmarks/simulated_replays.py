@@ -47,6 +47,8 @@ MOST_POINTS = 2.0
 MOST_DEGREES = 1.0
 """And the mean degree within so many."""
 PACE_WINDOW_S = 1.0
+BESIDE = 0.95
+"""A batch with less than this share of its time for itself ran beside the one before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,8 @@ class _Stage:
         for batch, seconds in zip(batches, own_s, strict=True):
             window = max(0, int((batch.done_s - seconds) / PACE_WINDOW_S))
             took_s[window] += seconds
-            should_s[window] += machine.batch_seconds[batch.r][batch.size - 1]
+            beside = seconds < BESIDE * batch.compute_s
+            should_s[window] += machine.busy_s(batch.r, batch.size, beside=beside)
         slow_downs, factor = [], 1.0
         for window in range(max(took_s, default=-1) + 1):
             factor = took_s[window] / should_s[window] if took_s[window] else factor

@@ -13,7 +13,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -73,6 +73,9 @@ async def calibrate(client: Client, max_batch_size: int) -> LatencyProfile:
             "the server hardly answered while its batches were to be measured; is it up, and does "
             "its queue have room?"
         )
+    # Of a handful of batches the spread is mere luck, and would make them count for sure.
+    usual = statistics.median(measurement.spread for measurement in measurements)
+    measurements = [replace(m, spread=max(m.spread, usual)) for m in measurements]
     model = await client.control.model()
     return LatencyProfile(
         device=_device(model),

@@ -138,8 +138,7 @@ class SimulatedLanes:
             parts = [_Part(batch, 1, lanes, 1.0)]
         else:
             batch.partial = count < lanes
-            shares = min(count, lanes)
-            sizes = [(count + k) // shares for k in reversed(range(shares))]
+            sizes = self._machine.shares(count)
             weight = 1 / sizes.count(sizes[0])
             parts = [_Part(batch, n, 1, weight if n == sizes[0] else 0.0) for n in sizes]
         batch.open_parts = len(parts)

@@ -43,6 +43,29 @@ class Machine:
     slow_downs: Sequence[SlowDown] = ()
     lanes: int = 1
 
+    def busy_s(self, r: int, size: int, *, beside: bool = False) -> float:
+        """Return what a batch takes of the machine's time: what its parts take of the lanes'.
+
+        Args:
+            r: its degree.
+            size: its images.
+            beside: another batch was running, so that a single image has one lane.
+        """
+        seconds = self.batch_seconds[r]
+        if self.lanes == 1 or (size == 1 and not beside):
+            return seconds[size - 1]
+        return sum(self.part_s(r, n) for n in self.shares(size)) / self.lanes
+
+    def shares(self, size: int) -> list[int]:
+        """Return the images of each part of a batch, the larger ones first."""
+        parts = min(size, self.lanes)
+        return [(size + k) // parts for k in reversed(range(parts))]
+
+    def part_s(self, r: int, images: int) -> float:
+        """Return what a part of so many images takes on its lane."""
+        seconds = self.batch_seconds[r]
+        return seconds[min(images * self.lanes, len(seconds)) - 1]
+
     def capacity(self, r: int, size: int) -> float:
         """Return the images/s of batch after batch of `size`, while as many more arrive."""
         return size / (self.batch_seconds[r][size - 1] + size * self.overhead.interference_s)
