@@ -274,3 +274,12 @@ def test_capacity_counts_what_arrivals_cost() -> None:
     assert machine().capacity(0, 8) == pytest.approx(8 / 0.162)
     assert machine((0.0, 0.0, 0.005)).capacity(0, 8) == pytest.approx(8 / 0.202)
     assert Machine({0: [0.5]}).capacity(0, 1) == 2.0
+
+
+def test_lanes_take_what_their_parts_take() -> None:
+    """Three images on two lanes are a part of two and one of one; one alone has both lanes."""
+    two_lanes = machine(lanes=2)
+    assert two_lanes.busy_s(0, 3) == pytest.approx((batch_s(0, 4) + batch_s(0, 2)) / 2)
+    assert two_lanes.busy_s(0, 1) == pytest.approx(batch_s(0, 1))
+    assert two_lanes.busy_s(0, 1, beside=True) == pytest.approx(batch_s(0, 2) / 2)
+    assert machine().busy_s(0, 3) == pytest.approx(batch_s(0, 3))
