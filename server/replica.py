@@ -165,9 +165,11 @@ class Replica:
             if on_part is not None:
                 on_part()
 
+        told = None if on_part is None else part_done
+
         with self._forward.staged(images) as batch, self._gate.at(r) as merge_s:
             started = self._clock()
-            outputs = self._forward.classify(batch, r, whole=whole, on_part=part_done)
+            outputs = self._forward.classify(batch, r, whole=whole, on_part=told)
             compute_s = self._clock() - started
         return BatchOutcome(
             outputs=[checked(row) for row in outputs.numpy()],

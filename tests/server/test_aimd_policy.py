@@ -143,11 +143,11 @@ def test_passes_over_levels_that_do_not_pay() -> None:
 )
 @example(load=1.4, speed=35.0, overhead_s=0.0)
 def test_constant_load_settles(load: float, speed: float, overhead_s: float) -> None:
-    """With durations judged rightly, after 25 s of constant load r stays where it is."""
+    """With durations judged rightly, r stays after 25 s of constant load, or goes and returns once."""
     machine = levels(linear_speedup(speed, 2.0), overhead_s=overhead_s)
     loop = ClosedLoop(AimdPolicy(), machine)
     loop.run_steady(load * speed, 40.0)
-    assert loop.switches(since=25.0) == 0
+    assert loop.switches(since=25.0) <= 2
 
 
 def test_misjudged_levels_give_a_saw_tooth_and_few_misses() -> None:

@@ -268,7 +268,9 @@ def test_weights_do_not_change_while_a_lane_is_running(
     monkeypatch.setattr(engine.model, "forward", uneven)
 
     async def two_batches() -> None:
-        first, second = engine.run(images(3), 0), engine.run(images(1), 5)
+        first = asyncio.create_task(engine.run(images(3), 0))
+        await asyncio.to_thread(failed.wait, 60)
+        second = engine.run(images(1), 5)
         failure, outcome = await asyncio.gather(first, second, return_exceptions=True)
         assert isinstance(failure, ForwardFailed) and isinstance(outcome, BatchOutcome)
 
