@@ -143,7 +143,7 @@ def test_passes_over_levels_that_do_not_pay() -> None:
 )
 @example(load=1.4, speed=35.0, overhead_s=0.0)
 def test_constant_load_settles(load: float, speed: float, overhead_s: float) -> None:
-    """With durations judged rightly, r stays after 25 s of constant load, or goes and returns once."""
+    """With durations judged rightly, r stays after 25 s, or leaves and returns once."""
     machine = levels(linear_speedup(speed, 2.0), overhead_s=overhead_s)
     loop = ClosedLoop(AimdPolicy(), machine)
     loop.run_steady(load * speed, 40.0)
