@@ -164,8 +164,10 @@ class SimulatedLanes:
                 return
             self._running.append(self._waiting.popleft())
             part.began_at = max(now, self._switched_at)
-            size = part.images * self._machine.lanes if part.lanes == 1 else part.images
-            part.ends_at = part.began_at + self._timer.seconds(part.batch.r, size, part.began_at)
+            r, size = part.batch.r, part.images
+            if part.lanes < self._machine.lanes:
+                size = self._machine.part_size(r, size)
+            part.ends_at = part.began_at + self._timer.seconds(r, size, part.began_at)
             self._timetable.at(part.ends_at, partial(self._end, part))
 
     def _end(self, part: _Part) -> None:

@@ -63,8 +63,11 @@ class Machine:
 
     def part_s(self, r: int, images: int) -> float:
         """Return what a part of so many images takes on its lane."""
-        seconds = self.batch_seconds[r]
-        return seconds[min(images * self.lanes, len(seconds)) - 1]
+        return self.batch_seconds[r][self.part_size(r, images) - 1]
+
+    def part_size(self, r: int, images: int) -> int:
+        """Return the size of the batch that takes as long as a part of so many images."""
+        return min(images * self.lanes, len(self.batch_seconds[r]))
 
     def capacity(self, r: int, size: int) -> float:
         """Return the images/s of batch after batch of `size`, while as many more arrive."""
@@ -84,9 +87,8 @@ class BatchTimer:
         self._noise = _lognormal(machine.noise, np.random.default_rng(list(seed)))
 
     def seconds(self, r: int, size: int, now: float) -> float:
-        """Return how long a batch takes that begins now; none is larger than the largest."""
-        known = self._machine.batch_seconds[r]
-        seconds = known[min(size, len(known)) - 1] * next(self._noise)
+        """Return how long a batch takes that begins now."""
+        seconds = self._machine.batch_seconds[r][size - 1] * next(self._noise)
         for slow in self._machine.slow_downs:
             if slow.start_s <= now < slow.end_s:
                 seconds *= slow.factor
