@@ -108,9 +108,14 @@ def excess(
     level: OperatingPoint,
     levels: tuple[OperatingPoint, ...],
     priority_of: Callable[[int], int],
-    margin: float = 0.0,
+    doubt: float = 0.0,
 ) -> IntArray:
     """Choose whom to give up so that all others are in time at this level, in batches of its size.
+
+    What is next must be in time even if it takes longer than believed, for a late answer is of no
+    use and took the time of one that would have been. Who comes after it waits as long as it can be
+    in time if the rest takes less than believed: giving up early wins nothing, and until it is
+    their turn more is known. A slow spell of a shared machine is mostly over by then.
 
     Goes through the images in order of service and keeps who can still be in time. For one that
     cannot, either it is given up itself, or the latest kept one of no higher priority that costs
@@ -122,18 +127,30 @@ def excess(
         level: the degree at which all that accept it would be served.
         levels: those up to it.
         priority_of: the priority of the image at a position; 0 is the highest.
-        margin: share of the slack that must be left when each is done.
+        doubt: share by which durations may be off; below 1.
 
     Returns:
         Positions, rising.
     """
-    slack_s = backlog.slack_s * (1 - margin)
+    slack_s = _as_believed(backlog.slack_s, level.batch_seconds[level.batch_size - 1], doubt)
     extra = extra_s(level, levels, backlog)
     if extra is None:
         return _excess_of_equals(level, slack_s, backlog.begin_s)
     finish = finish_s(level, len(backlog), backlog.begin_s)
     gone = _excess_of_unequals(finish, extra, slack_s, priority_of)
     return np.array(sorted(gone), np.int64)
+
+
+def _as_believed(slack_s: FloatArray, batch_s: float, doubt: float) -> FloatArray:
+    """Return the believed durations of what must fit into these slacks, given the doubt.
+
+    Up to one batch counts `1 + doubt` of it at its end, what comes after it `1 - doubt`.
+    """
+    if not doubt:
+        return slack_s
+    first_s = batch_s * (1 + doubt)
+    after_s = batch_s + (slack_s - first_s) / (1 - doubt)
+    return np.where(slack_s <= first_s, slack_s - batch_s * doubt, after_s)
 
 
 def _excess_of_equals(

@@ -20,7 +20,7 @@ A queue that is short gets shorter by itself more often than not, so compressing
 mostly in vain; one that has grown is the sign of a burst, and bursts go on. So the degree stays low
 for longer than any constant margin would let it, and then rises steeply: with the throughput of
 r=16 at 1.8 times that of r=0 and a spread of 0.05, from the lowest to the highest between a fill of
-0.59 and of 0.71. That is the form that the optimal control of a queue with a choice of speeds has
+0.61 and of 0.73. That is the form that the optimal control of a queue with a choice of speeds has
 (Crabill 1972, George and Harrison 2001: the speed rises with the queue).
 
 Raising is immediate. Lowering is damped: a lower degree must carry the arrivals of the last
@@ -64,9 +64,9 @@ class DemandPolicy:
     LOWER_ROOM = 0.05
     """Share of the arrival rate that a lower degree must have to spare; more where batch durations
     spread more, for that is how far its believed throughput may be off."""
-    MARGIN = 0.15
+    MARGIN = 0.05
     """Share of the SLO that is always kept back, for the way out and for what comes between."""
-    CALM = 0.4
+    CALM = 0.43
     """Up to this fill nothing is kept back for a burst."""
     STEEPNESS = 1.7
     """How fast what is kept back grows with the fill."""

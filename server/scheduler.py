@@ -18,8 +18,9 @@ overload it is at least as large as it takes to keep pace with the arrivals.
 compute: it has expired (it named a deadline) or is shed. When the fastest degree cannot serve all
 that wait in time, those that would miss are shed now, so that the others go in efficient batches:
 the last in order, hence the lowest priority, first, but before them requests whose own `max_r`
-makes them cost more. At the door the same reckoning refuses what would not be reached. An estimate
-may be wrong, so only what misses by `DOUBT` of it counts as too late.
+makes them cost more. At the door the same reckoning refuses what would not be reached. What
+is next must be in time even if batches take longer than believed, who is further back goes only if
+late even if they take less (`demand.excess`).
 """
 
 import logging
@@ -43,15 +44,14 @@ __all__ = ["PendingRequest", "Refusal", "Scheduler", "Selection"]
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S, MIN_PRIORITY_STEP_S = 10.0, 1.0
-LAST_CALL_S = 1.0
-"""So long before its deadline a patient request stands before all others."""
+PATIENCE_S, MIN_PRIORITY_STEP_S, LAST_CALL_S = 10.0, 1.0, 1.0
+"""`LAST_CALL_S`: so long before its deadline a patient request stands before all others."""
 PROBE_AFTER_S = 1.0
 """When no batch has run for so long, one request that is believed to be hopeless is tried."""
-DOUBT = 0.05
-"""A request is given up only if it would be late by this share of what is left to be done."""
-MARGIN, SPREAD_KEPT = 0.04, 0.3
-"""Share of the time left that is kept after a batch, and least part of batches' spread to keep."""
+BENEFIT = 0.05
+"""A request is hopeless only if it would be late by this share of what it takes."""
+LEAST_DOUBT, SPREADS, MOST_DOUBT = 0.04, 2.0, 0.5
+"""By which share a batch may take longer than believed: so many times what they spread."""
 
 RequestT = TypeVar("RequestT", bound=PendingRequest)
 
@@ -131,14 +131,14 @@ class Scheduler(Generic[RequestT]):
         due = self._due(reach, received_at, (deadline, max_r, places - 1))
         left_s = due - now
         itself_s = reach.clear_s(places, max_r)
-        if deadline is not None and itself_s * (1 - DOUBT) > left_s and not self._may_probe(now):
+        if deadline is not None and itself_s * (1 - BENEFIT) > left_s and not self._may_probe(now):
             return Refusal("hopeless", 0.0)
         ahead = sum(self._held[: priority + 1])
         ahead += self._queue.ahead_of(self._key(received_at, due, priority, deadline))
         if not self._shed_late or not (ahead or self._meter.busy):
             return None  # whatever it takes, it is not the load's doing
         done_s = self._meter.share_s(now) + reach.clear_s(ahead) + itself_s
-        late = done_s > (1 - self._margin) * left_s
+        late = done_s * (1 - self._doubt) > left_s
         return Refusal("late", self.drain_s(now)) if late else None
 
     def make_room(self, places: int, priority: int) -> list[RequestT]:
@@ -249,7 +249,7 @@ class Scheduler(Generic[RequestT]):
         backlog, reach = load.backlog, self._reach()
         if backlog.least_slack_s >= reach.longest_alone_s:
             return []
-        hopeless = backlog.slack_s < reach.alone_s(backlog.max_r) * (1 - DOUBT)
+        hopeless = backlog.slack_s < reach.alone_s(backlog.max_r) * (1 - BENEFIT)
         if self._meter.idle_s(load.now) >= PROBE_AFTER_S:
             hopeless[0] = False  # an untested belief is no reason not to try
         hopeless |= backlog.slack_s <= 0
@@ -268,7 +268,7 @@ class Scheduler(Generic[RequestT]):
             return []  # a small batch may be quicker at a lower level
         level = paced(reach.fastest, max(load.arrival_rate, load.steady_rate))
         self._least_batch, items = level.batch_size, self._queue.items
-        gone = excess(backlog, level, reach.below, lambda at: items[at].priority, self._margin)
+        gone = excess(backlog, level, reach.below, lambda at: items[at].priority, self._doubt)
         return self._queue.take(gone)
 
     # The batch.
@@ -304,10 +304,10 @@ class Scheduler(Generic[RequestT]):
         self, now: float, level: OperatingPoint, dues: Sequence[float], done_by: float
     ) -> int:
         """Count the first of these that a batch takes and stays short enough for all in it."""
-        alone_at, margin = now + level.batch_s(1), self._margin
+        alone_at, longer = now + level.batch_s(1), 1 + self._doubt
         for size, due in enumerate(dues, 1):
             if due >= alone_at:
-                done_by = min(done_by, due - margin * (due - now))
+                done_by = min(done_by, now + (due - now) / longer)
             if size > self._least_batch and now + level.batch_s(size) > done_by:
                 return size - 1
         return len(dues)
@@ -315,9 +315,9 @@ class Scheduler(Generic[RequestT]):
     # Reckoning.
 
     @property
-    def _margin(self) -> float:
-        """A late answer is of no use, and took the time of one that would have been."""
-        return max(MARGIN, SPREAD_KEPT * self._dial.table.spread)
+    def _doubt(self) -> float:
+        """By which share a batch may take longer, or less, than believed."""
+        return min(max(LEAST_DOUBT, SPREADS * self._dial.table.spread), MOST_DOUBT)
 
     def _due(
         self, reach: Reach, received_at: float, wishes: tuple[float | None, int | None, int]

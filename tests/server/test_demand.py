@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from server.demand import excess, extra_s, finish_s, in_time, paced
@@ -151,18 +151,28 @@ def test_no_fewer_can_be_given_up(slack_s: list[float], limited: list[bool]) -> 
         assert time_s <= slack_s[index] + 1e-9
 
 
-@given(machine=machines(), data=st.data(), margin=st.sampled_from([0.0, 0.04]))
+@given(machine=machines(), data=st.data(), doubt=st.sampled_from([0.0, 0.04, 0.4]))
 def test_whoever_comes_when_the_time_is_filled_goes(
-    machine: Levels, data: st.DataObject, margin: float
+    machine: Levels, data: st.DataObject, doubt: float
 ) -> None:
-    """Equal costs, due times in any order as priorities make them: one by one says the same."""
+    """Equal costs, due times in any order as priorities make them: one by one says the same.
+
+    The first batch may take longer than believed, what comes after it less.
+    """
     waiting = backlog(data.draw(slacks(machine[0])))
-    ends = finish_s(machine[0], len(waiting)).tolist()
+    batch_s = machine[0].batch_s(machine[0].batch_size)
+    ends = [
+        end_s + doubt * batch_s - doubt * max(0.0, end_s - batch_s)
+        for end_s in finish_s(machine[0], len(waiting)).tolist()
+    ]
+    slack_s = waiting.slack_s.tolist()
+    exact = [abs(end_s - slack) < 1e-9 for end_s in ends for slack in slack_s]
+    assume(not doubt or not any(exact))  # where rounding decides
     kept: list[int] = []
-    for index, slack in enumerate((waiting.slack_s * (1 - margin)).tolist()):
+    for index, slack in enumerate(slack_s):
         if ends[len(kept)] <= slack:
             kept.append(index)
-    gone = excess(waiting, machine[0], machine, lambda index: 1, margin)
+    gone = excess(waiting, machine[0], machine, lambda index: 1, doubt)
     assert gone.tolist() == sorted(set(range(len(waiting))) - set(kept))
 
 

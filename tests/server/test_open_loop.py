@@ -1,6 +1,7 @@
 """The HTTP client against a small server of its own: what it sends, and what it reads."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -48,6 +49,21 @@ def ask(handler: Handler, asking: Callable[[Client], Awaitable[Any]], **options:
 async def serve_result(request: web.Request) -> web.Response:
     """A result, whatever was sent."""
     return web.json_response({"results": [RESULT]})
+
+
+def test_the_collector_leaves_alone_what_was_there_before() -> None:
+    """Looking through it takes a quarter of a second, which would be the server's latency."""
+    old: list[int] = [1]
+
+    def looked_through() -> bool:
+        return any(found is old for found in gc.get_objects())
+
+    async def look(_: Client) -> bool:
+        return looked_through()
+
+    assert looked_through()
+    assert not ask(serve_result, look)
+    assert looked_through()
 
 
 def test_the_key_in_the_environment_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
