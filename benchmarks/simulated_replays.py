@@ -17,8 +17,9 @@ replay: the time that its batches had the machine for themselves (the next one m
 last is done) over what the profile says of them. That tells what the
 simulation of queue, batches and choices is off by from how well the machine could be foretold.
 
-What the simulated server believes at first is what the real one believed (`--belief`). Prints a
-Markdown table per trace, medians over the seeds, and one final JSON line.
+What the simulated server believes at first is what the real one believed (`--belief`). Beside them
+stands what anybody could have answered in time at that pace (`pace_bound`). Prints a Markdown table
+per trace, medians over the seeds, and one final JSON line.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from benchmarks.pace_bound import most_in_time
 from benchmarks.policies_report import PolicyRun, Setting
 from server.answered_batches import own_seconds
 from server.farm import PolicyChoice, ServerSettings, build_farm, true_machine
@@ -69,7 +71,10 @@ class Apart:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One replay, real and simulated; `at_its_pace` is None where its batches are not known."""
+    """One replay, real and simulated; `at_its_pace` is None where its batches are not known.
+
+    `bound` is the share that could have been in time, and `slower` the median factor of its pace.
+    """
 
     trace: str
     policy: str
@@ -77,6 +82,7 @@ class Pair:
     real: Figures
     foretold: Apart
     at_its_pace: Apart | None
+    bound: float
     slower: float
 
 
@@ -179,13 +185,25 @@ class _Stage:
         return slow_downs
 
 
+    def bound(self, run: PolicyRun, slow_downs: Sequence[SlowDown]) -> float:
+        """Return the share of a replay's images that a machine of this pace can have in time.
+
+        Its rate is that of the best batch at the fastest degree, of the sizes that were measured.
+        """
+        machine = true_machine(self.true, self.true.max_batch_size)
+        image_s = min(machine.busy_s(m.r, m.batch) / m.batch for m in self.true.measurements)
+        arrivals_s = sorted(fate.due_s for fate in run.replay.fates)
+        return most_in_time(arrivals_s, image_s, self.slo_s, slow_downs) / len(arrivals_s)
+
+
 def _pair(trace: str, run: PolicyRun, stage: _Stage) -> Pair:
     real = run.replay.figures
     foretold = Apart.of(stage.simulate(run), real)
     pace = stage.pace(run.replay.batches)
     paced = Apart.of(stage.simulate(run, pace), real) if pace else None
     slower = statistics.median(one.factor for one in pace) if pace else math.nan
-    return Pair(trace, run.policy, run.replay.seed, real, foretold, paced, slower)
+    bound = stage.bound(run, pace) if pace else math.nan
+    return Pair(trace, run.policy, run.replay.seed, real, foretold, paced, bound, slower)
 
 
 def _policy(name: str) -> PolicyChoice:
@@ -197,9 +215,10 @@ def _policy(name: str) -> PolicyChoice:
 def _show(trace: str, pairs: Sequence[Pair]) -> list[dict[str, object]]:
     """Print the table of one trace and return its rows."""
     print(f"\n## {trace}\n\nSimulated less real, medians over the seeds.\n")
-    print("| policy | seeds | real: attainment | mean r | foretold: points | degrees ", end="")
+    print("| policy | seeds | real: attainment | bound | mean r ", end="")
+    print("| foretold: points | degrees ", end="")
     print("| at its pace: points | degrees | slower than the profile |")
-    print("|---" * 9 + "|")
+    print("|---" * 10 + "|")
     rows = []
     of_trace = [pair for pair in pairs if pair.trace == trace]
     for policy in dict.fromkeys(pair.policy for pair in of_trace):
@@ -213,6 +232,8 @@ def _show(trace: str, pairs: Sequence[Pair]) -> list[dict[str, object]]:
                 "seeds": [pair.seed for pair in same],
                 "foretold": [asdict(apart) for apart in foretold],
                 "at_its_pace": [asdict(apart) for apart in paced],
+                "real": [pair.real.attainment for pair in same],
+                "bound": [None if math.isnan(pair.bound) else pair.bound for pair in same],
                 "slower": [None if math.isnan(pair.slower) else pair.slower for pair in same],
                 "holds": _close(foretold),
             }
@@ -220,8 +241,10 @@ def _show(trace: str, pairs: Sequence[Pair]) -> list[dict[str, object]]:
         attainment = statistics.median(pair.real.attainment or 0.0 for pair in same)
         mean_r = statistics.median(pair.real.mean_r or 0.0 for pair in same)
         slower = statistics.median(pair.slower for pair in same)
+        bound = statistics.median(pair.bound for pair in same)
         print(
-            f"| {policy} | {len(same)} | {100 * attainment:.1f} % | {mean_r:.1f} "
+            f"| {policy} | {len(same)} | {100 * attainment:.1f} % "
+            f"| {'–' if math.isnan(bound) else f'{100 * bound:.1f} %'} | {mean_r:.1f} "
             f"| {_cells(foretold)} | {_cells(paced)} "
             f"| {'–' if math.isnan(slower) else f'{slower:.2f} ×'} |"
         )

@@ -169,6 +169,8 @@ def _notes(options: SimulateOptions, profile: LatencyProfile, scenario: Scenario
         notes.append(f"the trace refers to {options.capacity:g} images/s a server, as given")
     if profile.serving is None:
         notes.append("the profile knows no overheads of serving (tocom bench --save-profile does)")
+    if profile.lanes > 1:
+        notes.append(f"each batch is shared out to the {profile.lanes} lanes that the profile notes")
     if scenario.oracle and options.noise:
         notes.append("with noise the oracle bounds the mean machine, not each lucky draw")
     if scenario.fleet is not None:
