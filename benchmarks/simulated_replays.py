@@ -102,7 +102,7 @@ def main() -> None:
         if not options.as_measured:
             name = f"{found['trace']}_seed{found['seed']}_capacity.json"
             true = _at_pace(machine, options.batch, Setting.load(options.replays / name))
-        pairs.append(_pair(found["trace"], run, _Stage(true, belief, slo_s, options.noise)))
+        pairs.append(_pair(found["trace"], run, Stage(true, belief, slo_s, options.noise)))
     rows = [
         row for trace in dict.fromkeys(pair.trace for pair in pairs) for row in _show(trace, pairs)
     ]
@@ -139,7 +139,7 @@ def _at_pace(profile: LatencyProfile, batch: int, now: Setting) -> LatencyProfil
 
 
 @dataclass(frozen=True, slots=True)
-class _Stage:
+class Stage:
     """What the simulations of one replay share; `noise` None is what the profile measured."""
 
     true: LatencyProfile
@@ -163,7 +163,9 @@ class _Stage:
         seconds = run.replay.figures.seconds
         return summarise(done.fates, self.slo_s, seconds=seconds, switches=done.switches)
 
-    def pace(self, batches: Sequence[ServedBatch]) -> list[SlowDown]:
+    def pace(
+        self, batches: Sequence[ServedBatch], window_s: float = PACE_WINDOW_S
+    ) -> list[SlowDown]:
         """Return by how much the machine was slower than the profile, window by window.
 
         A window without a batch is as the one before it.
@@ -173,17 +175,16 @@ class _Stage:
         should_s: dict[int, float] = defaultdict(float)
         own_s = own_seconds((batch.done_s, batch.compute_s) for batch in batches)
         for batch, seconds in zip(batches, own_s, strict=True):
-            window = max(0, int((batch.done_s - seconds) / PACE_WINDOW_S))
+            window = max(0, int((batch.done_s - seconds) / window_s))
             took_s[window] += seconds
             beside = seconds < BESIDE * batch.compute_s
             should_s[window] += machine.busy_s(batch.r, batch.size, beside=beside)
         slow_downs, factor = [], 1.0
         for window in range(max(took_s, default=-1) + 1):
             factor = took_s[window] / should_s[window] if took_s[window] else factor
-            start_s = window * PACE_WINDOW_S
-            slow_downs.append(SlowDown(start_s, start_s + PACE_WINDOW_S, factor))
+            start_s = window * window_s
+            slow_downs.append(SlowDown(start_s, start_s + window_s, factor))
         return slow_downs
-
 
     def bound(self, run: PolicyRun, slow_downs: Sequence[SlowDown]) -> float:
         """Return the share of a replay's images that a machine of this pace can have in time.
@@ -196,7 +197,7 @@ class _Stage:
         return most_in_time(arrivals_s, image_s, self.slo_s, slow_downs) / len(arrivals_s)
 
 
-def _pair(trace: str, run: PolicyRun, stage: _Stage) -> Pair:
+def _pair(trace: str, run: PolicyRun, stage: Stage) -> Pair:
     real = run.replay.figures
     foretold = Apart.of(stage.simulate(run), real)
     pace = stage.pace(run.replay.batches)
