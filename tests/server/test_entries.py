@@ -127,14 +127,14 @@ def test_what_would_be_late_is_shed_with_a_time_to_come_back() -> None:
 
     async def main() -> None:
         bench = Bench(FakeModel(lambda r: 10.0), slo_s=1.0, shed_late=True, max_batch_size=2)
-        for _ in range(9):
+        for _ in range(10):
             bench.submit()
         with pytest.raises(Overloaded) as refused:
             bench.submit()
         assert refused.value.headers == {"Retry-After": "1"}
         bench.model.images_per_s = lambda r: 2.0  # the machine slows down after the admission
         await bench.batcher.drain(20)
-        assert bench.outcomes["ok"] + bench.outcomes["shed"] == 10
+        assert bench.outcomes["ok"] + bench.outcomes["shed"] == 11
         assert bench.outcomes["shed"] > 1
 
     run_virtual(main())
