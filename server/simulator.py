@@ -170,7 +170,7 @@ def _notes(options: SimulateOptions, profile: LatencyProfile, scenario: Scenario
     if profile.serving is None:
         notes.append("the profile knows no overheads of serving (tocom bench --save-profile does)")
     if profile.lanes > 1:
-        notes.append(f"each batch is shared out to the {profile.lanes} lanes that the profile notes")
+        notes.append(f"batches are shared out to {profile.lanes} lanes, as the profile notes")
     if scenario.oracle and options.noise:
         notes.append("with noise the oracle bounds the mean machine, not each lucky draw")
     if scenario.fleet is not None:
