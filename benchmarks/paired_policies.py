@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.policies_report import PolicyRun, Setting
-from benchmarks.simulated_replays import RUN, Stage
+from benchmarks.simulated_replays import Stage, replays_in
 from server.fates import Figures
 from tocom_core.latency_profile import LatencyProfile
 
@@ -56,10 +56,8 @@ def main() -> None:
     slo_s = Setting.load(options.replays / "setting.json").slo_s
     stage = Stage(belief, belief, slo_s, options.noise)
     replays: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(options.replays.glob("*_seed*_*.json")):
-        found = RUN.fullmatch(path.name)
-        if found is not None and found["policy"] != "capacity":
-            replays[found["trace"]].append(path)
+    for path, found in replays_in(options.replays):
+        replays[found["trace"]].append(path)
     if not replays:
         sys.exit(f"{options.replays} holds no replays: benchmarks/policies.py writes them there")
     rows = []

@@ -28,7 +28,7 @@ import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -93,10 +93,7 @@ def main() -> None:
     belief = LatencyProfile.load(options.belief) if options.belief else machine
     slo_s = Setting.load(options.replays / "setting.json").slo_s
     pairs = []
-    for path in sorted(options.replays.glob("*_seed*_*.json")):
-        found = RUN.fullmatch(path.name)
-        if found is None or found["policy"] == "capacity":
-            continue
+    for path, found in replays_in(options.replays):
         run = PolicyRun.load(path)
         true = machine
         if not options.as_measured:
@@ -107,6 +104,14 @@ def main() -> None:
         row for trace in dict.fromkeys(pair.trace for pair in pairs) for row in _show(trace, pairs)
     ]
     print("\n" + json.dumps({"benchmark": "simulated_replays", "rows": rows}))
+
+
+def replays_in(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Yield the finished replays of a folder that `policies.py` wrote, and their names' parts."""
+    for path in sorted(folder.glob("*_seed*_*.json")):
+        found = RUN.fullmatch(path.name)
+        if found is not None and found["policy"] != "capacity":
+            yield path, found
 
 
 def _parse() -> argparse.Namespace:
