@@ -31,7 +31,7 @@ from tocom_core.latency_profile import LatencyProfile
 
 WINDOW_S = 0.25
 """Slow spells of half a second are what most misses come from."""
-POLICIES = ("demand", "threshold", "slackfit", "aimd", "static r=0", "static r=16")
+POLICIES = ("demand", "threshold", "slackfit", "aimd", "static r=0", "static r=16", "static r=18")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,11 @@ class DistillOptions(LoopOptions):
     label_column: str = option("label", help="likewise of the labels (for cross-entropy only)")
     model: str = option(help="the backbone: default, a timm name, or a checkpoint")
     architecture: str | None = option(None, help="timm name, for a checkpoint that does not say it")
-    init_bank: Path | None = option(None, help="a bank to go on from, instead of an untrained one")
+    init_bank: Path | None = option(
+        None,
+        help="a bank to go on from, instead of an untrained one; with a larger --num-groups its "
+        "own groups stay as they are, and only the new ones learn",
+    )
     num_groups: int = option(16, help="K, the highest degree that is compensated")
     rank: int = option(2, help="h, rank of each group")
     shared: bool = option(False, help="one group for all pairs instead of K (ablation)")

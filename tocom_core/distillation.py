@@ -9,7 +9,7 @@ import logging
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from timm.data import Mixup
 from torch import nn
 
 from tocom_core.bank import Bank
+from tocom_core.bank_growth import GrowingBank
 from tocom_core.bank_header import BankHeader
 from tocom_core.bank_places import locate_bank
 from tocom_core.class_matching import match_classes
@@ -97,7 +98,8 @@ class _Run:
             _check_labels(training)
         distance = _distance(options, loaded)
         anchor = min(loaded.r_source, options.num_groups)
-        grid = grid_of_pairs(options.num_groups, anchor)
+        self._above = self._bank.base.num_groups if isinstance(self._bank, GrowingBank) else 0
+        grid = grid_of_pairs(options.num_groups, anchor, self._above)
         self._grid = (
             PairGrid(student, loaded, held_out, distance, grid, options.batch_size, options.amp)
             if held_out
@@ -105,8 +107,8 @@ class _Run:
         )
         images = TrainingImages(training, _transform(options, loaded), options.seed)
         self._loop = TrainingLoop(
-            self._bank,
-            _objective(options, loaded, student, distance, anchor),
+            self._bank.top if isinstance(self._bank, GrowingBank) else self._bank,
+            _objective(options, loaded, student, distance, self._pairs(anchor)),
             images,
             options,
             self._grid,
@@ -117,6 +119,10 @@ class _Run:
             all_learn=True,
         )
         self._images = len(images)
+
+    def _pairs(self, anchor: int) -> PairSampler:
+        options = self._options
+        return PairSampler(options.num_groups, anchor, options.anchor_share, self._above)
 
     def run(self) -> Path:
         """Train and write."""
@@ -156,14 +162,21 @@ class _Run:
             "recipe": recipe,
             **figures,
         }
-        header = {**vars(self._bank.header), "provenance": provenance}
-        self._bank.header = BankHeader(**header)
-        self._bank.save(path)
+        bank = self._bank
+        if isinstance(bank, GrowingBank):
+            base = bank.base
+            own = {"num_groups": base.num_groups, "digest": base.digest, **base.provenance}
+            provenance["grown_from"] = own
+            bank = bank.grown()
+        bank.header = replace(bank.header, provenance=provenance)
+        bank.save(path)
         (path.parent / "train.json").write_text(json.dumps(provenance, indent=2) + "\n")
 
 
-def _new_bank(options: DistillOptions, loaded: LoadedModel, model: CompressedViT) -> Bank:
-    """An untrained bank for the model, or the one to go on from."""
+def _new_bank(
+    options: DistillOptions, loaded: LoadedModel, model: CompressedViT
+) -> Bank | GrowingBank:
+    """An untrained bank for the model, or the one to go on or to grow from."""
     header = BankHeader(
         arch=loaded.architecture,
         embed_dim=model.embed_dim,
@@ -177,15 +190,15 @@ def _new_bank(options: DistillOptions, loaded: LoadedModel, model: CompressedViT
         shared=options.shared,
         inversion=options.inversion,
     )
+    generator = torch.Generator().manual_seed(options.seed)
     if options.init_bank is None:
         bank = Bank(header)
-        bank.reset_parameters(torch.Generator().manual_seed(options.seed))
+        bank.reset_parameters(generator)
         return bank
     bank = Bank.load(locate_bank(options.init_bank))
     fields = [
         "embed_dim",
         "depth",
-        "num_groups",
         "rank",
         "scaling",
         "method",
@@ -198,11 +211,15 @@ def _new_bank(options: DistillOptions, loaded: LoadedModel, model: CompressedViT
         for name in fields
         if getattr(bank.header, name) != getattr(header, name)
     ]
+    if bank.num_groups > header.num_groups:
+        wrong.append(f"num_groups: {bank.num_groups} there, {header.num_groups} here")
     if wrong:
         raise BankError(
             f"{options.init_bank} cannot be gone on from with this model and these options "
             f"({'; '.join(wrong)}); give the options it was made with, or start without it"
         )
+    if bank.num_groups < header.num_groups:
+        return GrowingBank(bank, header, generator)
     bank.header = header
     return bank
 
@@ -225,10 +242,9 @@ def _objective(
     loaded: LoadedModel,
     student: CompensatedViT,
     distance: Distance,
-    anchor: int,
+    pairs: PairSampler,
 ) -> nn.Module:
     """What a step minimises."""
-    pairs = PairSampler(options.num_groups, anchor, options.anchor_share)
     mixup = None
     if options.mixup or options.cutmix:
         classes = max(1, loaded.vit.num_classes)

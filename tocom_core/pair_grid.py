@@ -20,13 +20,17 @@ _NOTHING = 1e-9
 """Less distance than this is none: there is nothing that a bank could win back."""
 
 
-def grid_of_pairs(num_groups: int, anchor: int = 0) -> list[Pair]:
-    """From the anchor to each quarter of ``0…K``; from both ends and the middle to one another."""
-    quarters = sorted({round(num_groups * quarter / 4) for quarter in range(5)})
+def grid_of_pairs(num_groups: int, anchor: int = 0, above: int = 0) -> list[Pair]:
+    """From the anchor to each quarter of ``0…K``; from both ends and the middle to one another.
+
+    Where only the groups above a degree learn, the quarters are those from there to ``K``.
+    """
+    span = num_groups - above
+    quarters = sorted({above + round(span * quarter / 4) for quarter in range(5)})
     low, middle, high = quarters[0], quarters[len(quarters) // 2], quarters[-1]
     pairs = [(anchor, quarter) for quarter in quarters]
     pairs += [(high, low), (middle, low), (high, middle)]
-    return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
+    return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1] and max(pair) > above]
 
 
 class PairGrid:

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tocom_core.attention import FUSED_KERNELS
 from tocom_core.bank import Bank
+from tocom_core.bank_growth import GrowingBank
 from tocom_core.compressed_vit import CompressedViT
 from tocom_core.evaluation import kl_divergence
 
@@ -48,7 +49,11 @@ class CompensatedViT(nn.Module):
     """
 
     def __init__(
-        self, model: CompressedViT, bank: Bank, dropout: float = 0.0, drop_path: float = 0.0
+        self,
+        model: CompressedViT,
+        bank: Bank | GrowingBank,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False).eval()
@@ -140,19 +145,30 @@ class PairSampler:
         num_groups: ``K``.
         anchor: the degree that a share of the pairs starts from.
         anchor_share: that share; 0 is the paper's uniform draw.
+        above: one of the two degrees lies above this one; where only such groups learn, other
+            pairs teach nothing.
     """
 
     num_groups: int
     anchor: int = 0
     anchor_share: float = 0.0
+    above: int = 0
 
     def __call__(self) -> tuple[int, int]:
         """One pair ``m ≠ n`` out of ``0…K``, from Python's generator."""
         degrees = range(self.num_groups + 1)
         if random.random() < self.anchor_share:
-            return self.anchor, random.choice([n for n in degrees if n != self.anchor])
-        first, second = random.sample(degrees, 2)
-        return first, second
+            return self.anchor, random.choice(
+                [n for n in degrees[self._least :] if n != self.anchor]
+            )
+        while True:
+            first, second = random.sample(degrees, 2)
+            if max(first, second) >= self._least:
+                return first, second
+
+    @property
+    def _least(self) -> int:
+        return self.above + 1 if self.above else 0
 
 
 def soft_target_divergence(temperature: float = 1.0) -> Distance:

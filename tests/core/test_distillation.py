@@ -169,6 +169,26 @@ def test_a_bank_can_be_refined(backbone: Path, digits: Path, tmp_path: Path) -> 
         train_bank(other)
 
 
+def test_a_bank_can_grow(backbone: Path, digits: Path, tmp_path: Path) -> None:
+    """With more groups the old ones stay as they are and the new ones learn; never fewer."""
+    first = train_bank(options(digits, backbone, tmp_path / "first", lr=1e-2))
+    more = options(
+        digits, backbone, tmp_path / "more", init_bank=first, num_groups=K + 2, lr=1e-2, epochs=4
+    )
+    old, grown = Bank.load(first), Bank.load(train_bank(more))
+    assert grown.num_groups == K + 2
+    for layer, deltas in old.delta(0, K).items():
+        for before, after in zip(deltas, grown.delta(0, K)[layer], strict=True):
+            assert torch.equal(before, after)
+    assert any(matrix.any() for pair in grown.delta(K, K + 2).values() for matrix in pair)
+    assert grown.provenance["grown_from"]["num_groups"] == K
+    assert grown.provenance["grown_from"]["digest"] == old.digest
+    assert f"bank_0_to_{K + 2}" in grown.provenance
+    fewer = options(digits, backbone, tmp_path / "fewer", init_bank=first, num_groups=K - 1)
+    with pytest.raises(BankError, match=f"num_groups: {K} there, {K - 1} here"):
+        train_bank(fewer)
+
+
 def test_a_model_of_another_degree_is_the_anchor_of_its_bank(digits: Path, tmp_path: Path) -> None:
     """For a model fine-tuned at r=2 the pairs start at 2, and so does the validation."""
     vit = zoo.named("vit_mini_conv4_32", depth=2, img_size=16)()
