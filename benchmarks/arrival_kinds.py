@@ -38,7 +38,7 @@ Rate = Callable[[FloatArray, np.random.Generator], FloatArray]
 GRID_S = 0.01
 WANDER_S = 3.0
 WANDER_STEP_S = 0.5
-POLICIES = ("demand", "threshold", "slackfit", "aimd", "static:0", "static:16")
+POLICIES = ("demand", "threshold", "slackfit", "aimd", "static:0", "static:16", "static:18")
 
 
 @dataclass(frozen=True, slots=True)
