@@ -138,7 +138,10 @@ def describe(setting: Setting, runs: Runs) -> dict[str, Any]:
 
 
 def draw(folder: Path, setting: Setting, runs: Runs) -> None:
-    """Draw each trace's first seed: adaptive policies, r=0 and the best static degree."""
+    """Draw each trace's first seed: adaptive policies, r=0 and the best static degree.
+
+    The capacities are those that were measured before this trace and seed.
+    """
     for trace, of_trace in runs.items():
         grouped = by_policy(of_trace)
         drawn = {LOWEST, best_static(grouped)}
@@ -147,14 +150,17 @@ def draw(folder: Path, setting: Setting, runs: Runs) -> None:
             for policy, replays in grouped.items()
             if policy in drawn or not policy.startswith("static")
         ]
+        name, seed = re.sub("[^a-z0-9.]+", "-", trace), grouped[lines[0].name][0].seed
+        measured = folder / f"{name}_seed{seed}_capacity.json"
+        now = Setting.load(measured) if measured.is_file() else setting
         plot_timeline(
-            folder / f"{re.sub('[^a-z0-9.]+', '-', trace)}.png",
+            folder / f"{name}.png",
             lines,
             setting.slo_s,
-            title=f"{trace}, seed {grouped[lines[0].name][0].seed}",
+            title=f"{trace}, seed {seed}",
             capacities={
-                "capacity r=0": setting.capacity,
-                f"capacity r={setting.highest}": setting.highest_capacity,
+                "capacity r=0": now.capacity,
+                f"capacity r={now.highest}": now.highest_capacity,
             },
         )
 
