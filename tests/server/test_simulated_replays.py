@@ -2,11 +2,12 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import arrival_kinds, simulated_replays
+from benchmarks import arrival_kinds, policies_report, simulated_replays
 from benchmarks.policies_report import PolicyRun, Setting
 from server.arrivals import parse_trace
 from server.farm import PolicyChoice, ServerSettings, build_farm, true_machine
@@ -120,3 +121,18 @@ def test_kinds_of_arrivals_repeat_and_keep_to_their_length(trace) -> None:
     assert times[0] >= 0
     assert times[-1] <= trace.seconds(50.0)
     assert 0.4 < len(times) / (50.0 * trace.seconds(50.0)) < 1.6
+
+
+def test_a_plot_shows_the_capacity_that_its_replay_was_measured_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared machine had another pace when the first capacity was measured."""
+    run = replayed([], 4)
+    first = Setting.load(folder_of(tmp_path, [run]) / "setting.json")
+    replace(first, capacity=1.5 * first.capacity).save(tmp_path / "flat_seed4_capacity.json")
+    drawn: list[dict[str, float]] = []
+    monkeypatch.setattr(
+        policies_report, "plot_timeline", lambda *_, capacities, **__: drawn.append(capacities)
+    )
+    policies_report.draw(tmp_path, first, {"flat": [run], "other": [run]})
+    assert [one["capacity r=0"] for one in drawn] == [1.5 * first.capacity, first.capacity]
