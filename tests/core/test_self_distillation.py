@@ -55,14 +55,15 @@ def test_training_s_forward_is_serving_s_forward(r_source: int, r_target: int) -
 def test_only_the_bank_learns() -> None:
     """The backbone is frozen; of the bank, the groups between the degrees get gradients."""
     model = CompressedViT(zoo.build("test_vit"))
-    student = CompensatedViT(model, make_bank(model))
+    bank = make_bank(model)
+    student = CompensatedViT(model, bank)
     assert {name.split(".")[0] for name, p in student.named_parameters() if p.requires_grad} == {
         "bank"
     }
     student(zoo.photos(model.vit), 1, 3).sum().backward()
     for layer in range(model.depth):
         for p in "qv":
-            gradient = student.bank.factors(layer, p)[1].grad
+            gradient = bank.factors(layer, p)[1].grad
             assert gradient is not None
             used = (gradient.abs().sum(dim=0) > 0).tolist()
             assert used == [False] * RANK + [True] * 2 * RANK + [False] * RANK
@@ -72,8 +73,9 @@ def test_only_the_bank_learns() -> None:
 def test_the_bank_learns_to_bring_the_logits_back() -> None:
     """Forty steps on one pair of degrees win back most of what merging changed."""
     model = CompressedViT(zoo.build("test_vit"))
-    student = CompensatedViT(model, Bank(BankHeader("", model.embed_dim, model.depth, K, RANK)))
-    student.bank.reset_parameters(torch.Generator().manual_seed(0))
+    bank = Bank(BankHeader("", model.embed_dim, model.depth, K, RANK))
+    bank.reset_parameters(torch.Generator().manual_seed(0))
+    student = CompensatedViT(model, bank)
     images = zoo.photos(model.vit, 16)
     teacher = model(images, 0).detach()
     optimizer = torch.optim.Adam(student.bank.parameters(), lr=0.02)
