@@ -15,13 +15,20 @@ stopped. `policies_report` tabulates. Prints Markdown and one final JSON line.
 import argparse
 import asyncio
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.policies_report import PolicyRun, Setting, describe, draw, show
+from benchmarks.policies_report import (
+    CAPACITY,
+    PolicyRun,
+    Setting,
+    describe,
+    draw,
+    file_of,
+    show,
+)
 from server.arrivals import Trace, parse_trace
 from server.bench import terminated_like_interrupted
 from server.bench_images import Pictures, open_pictures
@@ -200,7 +207,7 @@ def _capacity_now(
     folder: Path, options: argparse.Namespace, setting: Setting, trace: Trace, seed: int
 ) -> float:
     """Return images/s at r=0, measured when the first policy is about to serve these arrivals."""
-    path = folder / f"{_slug(trace.name)}_seed{seed}_capacity.json"
+    path = file_of(folder, trace.name, seed, CAPACITY)
     if not path.exists():
         with serve([*options.server, f"--slo-ms={1000 * setting.slo_s:g}"]) as server:
             now = asyncio.run(_measured(server.url, options, setting.slo_s))
@@ -239,11 +246,7 @@ async def _serve_trace(
 
 
 def _path(folder: Path, trace: Trace, seed: int, contender: Contender) -> Path:
-    return folder / f"{_slug(trace.name)}_seed{seed}_{_slug(contender.name)}.json"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name)
+    return file_of(folder, trace.name, seed, contender.name)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ COLUMNS = {
 }
 
 
+CAPACITY = "capacity"
+"""Stands in a file's name where that of a replay has its policy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What all runs of a folder share; `capacity` is that of r=0 in images/s."""
@@ -137,6 +141,15 @@ def describe(setting: Setting, runs: Runs) -> dict[str, Any]:
     }
 
 
+def file_of(folder: Path, trace: str, seed: int, what: str) -> Path:
+    """Return where a policy's replay, or the `CAPACITY` measured before a seed's first, lies."""
+    return folder / f"{_slug(trace)}_seed{seed}_{_slug(what)}.json"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name)
+
+
 def draw(folder: Path, setting: Setting, runs: Runs) -> None:
     """Draw each trace's first seed: adaptive policies, r=0 and the best static degree.
 
@@ -150,11 +163,11 @@ def draw(folder: Path, setting: Setting, runs: Runs) -> None:
             for policy, replays in grouped.items()
             if policy in drawn or not policy.startswith("static")
         ]
-        name, seed = re.sub("[^a-z0-9.]+", "-", trace), grouped[lines[0].name][0].seed
-        measured = folder / f"{name}_seed{seed}_capacity.json"
+        seed = grouped[lines[0].name][0].seed
+        measured = file_of(folder, trace, seed, CAPACITY)
         now = Setting.load(measured) if measured.is_file() else setting
         plot_timeline(
-            folder / f"{name}.png",
+            folder / f"{_slug(trace)}.png",
             lines,
             setting.slo_s,
             title=f"{trace}, seed {seed}",

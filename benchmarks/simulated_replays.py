@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.pace_bound import most_in_time
-from benchmarks.policies_report import PolicyRun, Setting
+from benchmarks.policies_report import CAPACITY, PolicyRun, Setting, file_of
 from server.answered_batches import own_seconds
 from server.farm import PolicyChoice, ServerSettings, build_farm, true_machine
 from server.fates import Figures, summarise
@@ -97,8 +97,8 @@ def main() -> None:
         run = PolicyRun.load(path)
         true = machine
         if not options.as_measured:
-            name = f"{found['trace']}_seed{found['seed']}_capacity.json"
-            true = _at_pace(machine, options.batch, Setting.load(options.replays / name))
+            measured = file_of(options.replays, found["trace"], run.replay.seed, CAPACITY)
+            true = _at_pace(machine, options.batch, Setting.load(measured))
         pairs.append(_pair(found["trace"], run, Stage(true, belief, slo_s, options.noise)))
     rows = [
         row for trace in dict.fromkeys(pair.trace for pair in pairs) for row in _show(trace, pairs)
@@ -110,7 +110,7 @@ def replays_in(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
     """Yield the finished replays of a folder that `policies.py` wrote, and their names' parts."""
     for path in sorted(folder.glob("*_seed*_*.json")):
         found = RUN.fullmatch(path.name)
-        if found is not None and found["policy"] != "capacity":
+        if found is not None and found["policy"] != CAPACITY:
             yield path, found
 
 

@@ -98,8 +98,13 @@ class _Run:
             _check_labels(training)
         distance = _distance(options, loaded)
         anchor = min(loaded.r_source, options.num_groups)
-        self._above = self._bank.base.num_groups if isinstance(self._bank, GrowingBank) else 0
-        grid = grid_of_pairs(options.num_groups, anchor, self._above)
+        learner, above, facts = self._bank, 0, {"backbone": loaded.digest}
+        if isinstance(learner, GrowingBank):
+            facts["init_bank"] = learner.base.digest  # it does not learn: no checkpoint holds it
+            above = learner.base.num_groups
+            learner = learner.top
+        pairs = PairSampler(options.num_groups, anchor, options.anchor_share, above)
+        grid = grid_of_pairs(options.num_groups, anchor, above)
         self._grid = (
             PairGrid(student, loaded, held_out, distance, grid, options.batch_size, options.amp)
             if held_out
@@ -107,22 +112,18 @@ class _Run:
         )
         images = TrainingImages(training, _transform(options, loaded), options.seed)
         self._loop = TrainingLoop(
-            self._bank.top if isinstance(self._bank, GrowingBank) else self._bank,
-            _objective(options, loaded, student, distance, self._pairs(anchor)),
+            learner,
+            _objective(options, loaded, student, distance, pairs),
             images,
             options,
             self._grid,
             "score" if self._grid else None,
             world,
-            facts={"backbone": loaded.digest},
+            facts=facts,
             validate_first=options.init_bank is not None,
             all_learn=True,
         )
         self._images = len(images)
-
-    def _pairs(self, anchor: int) -> PairSampler:
-        options = self._options
-        return PairSampler(options.num_groups, anchor, options.anchor_share, self._above)
 
     def run(self) -> Path:
         """Train and write."""

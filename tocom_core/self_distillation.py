@@ -158,17 +158,12 @@ class PairSampler:
         """One pair ``m ≠ n`` out of ``0…K``, from Python's generator."""
         degrees = range(self.num_groups + 1)
         if random.random() < self.anchor_share:
-            return self.anchor, random.choice(
-                [n for n in degrees[self._least :] if n != self.anchor]
-            )
+            others = [n for n in degrees if n != self.anchor and max(n, self.anchor) > self.above]
+            return self.anchor, random.choice(others)
         while True:
             first, second = random.sample(degrees, 2)
-            if max(first, second) >= self._least:
+            if max(first, second) > self.above:
                 return first, second
-
-    @property
-    def _least(self) -> int:
-        return self.above + 1 if self.above else 0
 
 
 def soft_target_divergence(temperature: float = 1.0) -> Distance:

@@ -184,6 +184,12 @@ def test_a_bank_can_grow(backbone: Path, digits: Path, tmp_path: Path) -> None:
     assert grown.provenance["grown_from"]["num_groups"] == K
     assert grown.provenance["grown_from"]["digest"] == old.digest
     assert f"bank_0_to_{K + 2}" in grown.provenance
+    second = train_bank(options(digits, backbone, tmp_path / "second", lr=1e-2, seed=1))
+    other = options(
+        digits, backbone, tmp_path / "more", init_bank=second, num_groups=K + 2, lr=1e-2, epochs=4
+    )
+    with pytest.raises(TrainingError, match="init_bank"):  # its checkpoint grew from another bank
+        train_bank(other)
     fewer = options(digits, backbone, tmp_path / "fewer", init_bank=first, num_groups=K - 1)
     with pytest.raises(BankError, match=f"num_groups: {K} there, {K - 1} here"):
         train_bank(fewer)
