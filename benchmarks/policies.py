@@ -90,10 +90,11 @@ def main() -> None:
         ]
         for trace in traces
     }
-    show(setting, runs)
+    expected = LatencyProfile.load(folder / "served.json").expected_accuracy()
+    show(setting, runs, expected)
     if options.plot:
         draw(folder, setting, runs)
-    print(json.dumps(describe(setting, runs), allow_nan=False))
+    print(json.dumps(describe(setting, runs, expected), allow_nan=False))
 
 
 def _parse() -> argparse.Namespace:

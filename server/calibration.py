@@ -3,11 +3,14 @@
 The server's own profile times one batch in a quiet process. While requests come in, decoding and
 HTTP take their share of the same processors: the same batch takes longer, and a request spends
 time outside of queue and batch. Here some degrees are pinned in turn, loads from light to a little
-too much make batches of several sizes, and the answers tell how long those took. The degrees take
-turns at each load, so that a machine that changes its pace meanwhile does so for all of them.
+too much make batches of several sizes, and the answers tell how long those took.
+
+The degrees take turns at each load, short ones and several: a shared machine that is slow for ten
+seconds is slow for all of them, and does not make one pass for slower than those below it.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import statistics
@@ -34,9 +37,11 @@ from tocom_core.latency_profile import (
 logger = logging.getLogger(__name__)
 
 DEGREES = 6
-LOADS = (0.2, 0.4, 0.6, 0.8, 0.95, 1.1)
+LOADS = (0.3, 0.6, 0.8, 0.95, 1.1, 1.4)
 """Multiples of the capacity of the degree."""
-SECONDS = 4.0
+TURNS = 3
+TURN_S = 1.5
+"""So long a degree is measured in each of its turns at each load."""
 CAPACITY_S = 4.0
 FEWEST_RUNS = 3
 PROBE_EVERY_S = 0.25
@@ -59,9 +64,9 @@ async def calibrate(client: Client, max_batch_size: int) -> LatencyProfile:
     round_trips_s: list[float] = []
     for load in LOADS:
         logger.info("batches at %.0f %% of each degree's capacity", 100 * load)
-        for r in degrees:
+        for turn, r in itertools.product(range(TURNS), degrees):
             await client.control.pin(r)
-            answers[r] += await _answers_at(client, load * rates[r], round_trips_s)
+            answers[r] += await _answers_at(client, load * rates[r], turn, round_trips_s)
     measurements = [
         measurement
         for r in degrees
@@ -126,10 +131,12 @@ def serving_overhead(
     return ServingOverhead(total_s - after_s, after_s, 0.0)
 
 
-async def _answers_at(client: Client, rate: float, round_trips_s: list[float]) -> list[Answer]:
-    """Answers of some seconds of Poisson arrivals; meanwhile the smallest request is timed."""
+async def _answers_at(
+    client: Client, rate: float, seed: int, round_trips_s: list[float]
+) -> list[Answer]:
+    """Answers of a turn of Poisson arrivals; meanwhile the smallest request is timed."""
     start_s = asyncio.get_running_loop().time()
-    due = PhasedTrace("", (Phase(1, 1, SECONDS),)).times(rate, seed=0)
+    due = PhasedTrace("", (Phase(1, 1, TURN_S),)).times(rate, seed)
 
     async def probe() -> None:
         while True:

@@ -16,7 +16,8 @@ class Machine:
     A batch of n images at degree r takes `image_s · (1 + n) / 2 · (1 − r/32)`; at most
     `max_batch` images go together; more than `queue` that wait are refused; each request spends
     `before_s` on its way in. So many degrees per second get measured; where the controller
-    `stays`, it does not come down when it gets the dial back.
+    `stays`, it does not come down when it gets the dial back. In every `slow_every_s` it takes
+    twice as long for `slow_for_s`.
     """
 
     image_s: float = 0.03
@@ -27,6 +28,8 @@ class Machine:
     measured_per_s: float = math.inf
     stays: bool = False
     alive: bool = True
+    slow_every_s: float = 1.0
+    slow_for_s: float = 0.0
 
     def batch_s(self, r: int, size: int) -> float:
         """Return how long a batch takes."""
@@ -83,7 +86,8 @@ class FakeTarget(Client):
             self._batches += 1
             started_s, r = loop.time(), self.r
             # A tenth of a microsecond tells batches apart, as it does on a real server.
-            took_s = self.machine.batch_s(r, len(batch)) + 1e-7 * self._batches
+            slow = started_s % self.machine.slow_every_s < self.machine.slow_for_s
+            took_s = (1 + slow) * self.machine.batch_s(r, len(batch)) + 1e-7 * self._batches
             await asyncio.sleep(took_s)
             for joined_s, result in batch:
                 queue_ms = 1000 * (started_s - joined_s)

@@ -5,7 +5,13 @@ import itertools
 import pytest
 
 from server.answered_batches import Batch
-from server.calibration import batch_measurements, calibrate, serving_overhead
+from server.calibration import (
+    TURN_S,
+    TURNS,
+    batch_measurements,
+    calibrate,
+    serving_overhead,
+)
 from server.served_process import MeasurementError
 from tests.server.fake_target import FakeTarget, Machine
 from tests.server.fakes import run_virtual
@@ -30,6 +36,16 @@ def test_a_known_machine_is_found() -> None:
     assert profile.work[16] == pytest.approx(0.5)
     assert profile.expected_accuracy()[4] == pytest.approx(0.86)
     assert 3 not in profile.expected_accuracy()
+
+
+def test_a_machine_that_is_slow_now_and_then_is_so_for_all_degrees() -> None:
+    """Half as fast for 10 s, as often as another load begins: no degree takes it all."""
+    every_s = 6 * TURNS * TURN_S
+    machine = Machine(image_s=0.03, max_batch=4, slow_every_s=every_s, slow_for_s=10.0)
+    profile = run_virtual(calibrate(FakeTarget(machine), 8))
+    slower = [m.seconds / machine.batch_s(m.r, 1) for m in profile.measurements if m.batch == 1]
+    assert len(slower) == 6
+    assert max(slower) < 1.1 * min(slower)
 
 
 def test_a_server_with_one_degree_is_measured_too() -> None:
