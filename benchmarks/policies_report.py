@@ -134,7 +134,7 @@ def show(setting: Setting, runs: Runs, expected: Expected) -> None:
             names = ", ".join(f"{run.policy} seed {run.replay.seed}" for run in late)
             print(f"\n**Not valid**, the client did not keep up: {names}.")
         print(f"\n{_verdict(grouped, 'on time and correct')}")
-        if expected:
+        if _is_known(usual):
             print(f"\n{_verdict(usual, f'{AS_EXPECTED},')}")
     print()
 
@@ -158,7 +158,7 @@ def _described(
     return {
         "best_static": best_static(grouped),
         "lead_on_time_correct": lead(grouped),
-        "lead_as_expected": lead(usual) if expected else None,
+        "lead_as_expected": lead(usual) if _is_known(usual) else None,
         "policies": {
             policy: {
                 "seeds": [
@@ -248,6 +248,12 @@ def _usual(
         policy: [as_expected(replay, setting.slo_s, expected) for replay in replays]
         for policy, replays in grouped.items()
     }
+
+
+def _is_known(grouped: Mapping[str, Sequence[Replay]]) -> bool:
+    """Whether every replay knows its share of on time and correct."""
+    shares = [one.figures.on_time_correct for replays in grouped.values() for one in replays]
+    return None not in shares
 
 
 def _verdict(grouped: Mapping[str, Sequence[Replay]], what: str) -> str:

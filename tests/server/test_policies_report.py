@@ -58,12 +58,13 @@ def test_luck_with_the_photographs_shows(capsys: pytest.CaptureFixture[str]) -> 
     assert trace["lead_as_expected"] == pytest.approx(1 / 11)
 
 
+@pytest.mark.parametrize("expected", [{}, {0: 0.9}])
 def test_without_expected_accuracies_the_labels_stand_alone(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], expected: dict[int, float]
 ) -> None:
-    """The column is empty, and no second verdict is given."""
+    """Where one of them is missing, no second verdict is given."""
     runs = {"flat": [run("demand", 0, 8), run("static r=16", 16, 10)]}
-    show(SETTING, runs, {})
+    show(SETTING, runs, expected)
     printed = capsys.readouterr().out
     assert printed.count("`demand` is") == 1
-    assert describe(SETTING, runs, {})["traces"]["flat"]["lead_as_expected"] is None
+    assert describe(SETTING, runs, expected)["traces"]["flat"]["lead_as_expected"] is None
