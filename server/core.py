@@ -28,7 +28,7 @@ from server.grid import GridMeasurement
 from server.history import History
 from server.idle import IdleShift, IdleWork
 from server.incoming import Destination
-from server.memory_return import MemoryReturn, malloc_trim, resident_bytes
+from server.memory_return import MemoryReturn
 from server.merge_view import MergeView
 from server.metrics import Metrics
 from server.operating_table import OperatingTable
@@ -154,9 +154,6 @@ def build_core(
         )
     view = MergeView(telling(on_lost, engine.merge_map))
     works: list[IdleWork] = [view, shadow] if grid is None else [view, shadow, grid]
-    idle_work = MemoryReturn(
-        IdleShift(works), clock, resident_bytes=resident_bytes(), give_back=malloc_trim()
-    )
     scheduler: Scheduler[Entry] = Scheduler(
         controller,
         max_batch_size=settings.max_batch_size,
@@ -189,7 +186,7 @@ def build_core(
         on_request=[metrics.observe_image, history.observe_image],
         on_served=on_served,
         on_offered=offered.add,
-        idle_work=idle_work,
+        idle_work=IdleShift(works, last=MemoryReturn.of_this_process(clock)),
     )
     loaded, over = engine.loaded, asyncio.Event()
     _, height, width = loaded.input_size

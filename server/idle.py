@@ -22,17 +22,19 @@ class IdleShift:
     Args:
         works: asked in this order at first; after that the turn goes on from the last one that
             had something to do.
+        last: done only where none of them has anything to do; None: nothing.
     """
 
-    def __init__(self, works: Sequence[IdleWork]) -> None:
+    def __init__(self, works: Sequence[IdleWork], last: IdleWork | None = None) -> None:
         self._works = tuple(works)
+        self._last = last
         self._next = 0
 
     async def step(self) -> bool:
-        """Do one step of the first work, in turn, that has one; False where none has."""
+        """Do one step of the first work, in turn, that has one, or the last; False without any."""
         for _ in self._works:
             work = self._works[self._next]
             self._next = (self._next + 1) % len(self._works)
             if await work.step():
                 return True
-        return False
+        return self._last is not None and await self._last.step()

@@ -6,8 +6,8 @@ a hundred megabytes that nobody uses: each thread has an arena of its own, and o
 its end keeps all below it. Where a container's limit counts every page, that is somebody else's
 memory. glibc's `malloc_trim` returns whole free pages of all arenas; elsewhere nothing is done.
 
-It is the last of all idle work: a measurement that came right after it would pay for getting the
-pages back.
+Whoever needs the pages again must have them zeroed first, so it is the last of all idle work: no
+measurement shall pay for that.
 """
 
 import asyncio
@@ -18,13 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server.clock import Clock
-from server.idle import IdleWork
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
 RETURN_EVERY_S = 10.0
-"""Returning costs little, but whoever needs the pages again must have them zeroed first."""
 WORTH_BYTES = 32 * 2**20
 """Less growth than this is left alone."""
 
@@ -32,43 +29,43 @@ STATM = Path("/proc/self/statm")
 
 
 class MemoryReturn:
-    """Idle work after all other idle work: return what the process has grown by and not kept.
+    """Idle work: return what the process has grown by and not kept.
 
     Args:
-        rest: all other idle work; memory is returned when it has nothing to do.
         clock: seconds.
-        resident_bytes: resident memory of the process; None where the system does not tell.
-        give_back: returns free pages to the system; None where the C library cannot.
+        resident_bytes: resident memory of the process; microseconds, as each step looks.
+        give_back: returns free pages to the system; milliseconds, in a thread of its own.
     """
 
     def __init__(
         self,
-        rest: IdleWork,
         clock: Clock,
         *,
-        resident_bytes: Callable[[], int] | None,
-        give_back: Callable[[], object] | None,
+        resident_bytes: Callable[[], int],
+        give_back: Callable[[], object],
     ) -> None:
-        self._rest = rest
         self._clock = clock
         self._resident_bytes = resident_bytes
         self._give_back = give_back
-        self._least = 0  # so that the first look returns what starting up has left behind
-        self._look_at = self._return_at = clock()
+        self._least = 0  # so that the first step returns what starting up has left behind
+        self._not_before = clock()
+
+    @classmethod
+    def of_this_process(cls, clock: Clock) -> "MemoryReturn | None":
+        """Return the one for this process; None without Linux's /proc and glibc."""
+        give_back = _malloc_trim()
+        if give_back is None or not STATM.exists():
+            return None
+        return cls(clock, resident_bytes=_resident_bytes, give_back=give_back)
 
     async def step(self) -> bool:
-        """Do a step of the rest; if it has none and memory has grown, return what is free."""
-        if await self._rest.step():
-            return True
-        now = self._clock()
-        if self._resident_bytes is None or self._give_back is None or now < self._look_at:
-            return False
-        self._look_at = now + LOOK_EVERY_S
+        """Return what is free if memory has grown, unless that was done a moment ago."""
         before = self._resident_bytes()
         self._least = min(self._least, before)
-        if before < self._least + WORTH_BYTES or now < self._return_at:
+        now = self._clock()
+        if before < self._least + WORTH_BYTES or now < self._not_before:
             return False
-        self._return_at = now + RETURN_EVERY_S
+        self._not_before = now + RETURN_EVERY_S
         await asyncio.to_thread(self._give_back)
         # What is still there is in use: only growth beyond it is worth another try.
         self._least = self._resident_bytes()
@@ -76,15 +73,11 @@ class MemoryReturn:
         return True
 
 
-def resident_bytes() -> Callable[[], int] | None:
-    """Return what reads this process' resident memory, from Linux's /proc; None elsewhere."""
-    if not STATM.exists():
-        return None
-    page = os.sysconf("SC_PAGE_SIZE")
-    return lambda: int(STATM.read_text().split()[1]) * page
+def _resident_bytes() -> int:
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def malloc_trim() -> Callable[[], object] | None:
+def _malloc_trim() -> Callable[[], object] | None:
     """Return glibc's `malloc_trim(0)`; None with another C library."""
     try:
         trim = ctypes.CDLL(None).malloc_trim

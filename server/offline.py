@@ -81,16 +81,16 @@ def _write(
     run = {"model": engine.loaded.digest[:12], "r": r}
     output = ResultFile(given.output, given.top_k, run, overwrite=given.overwrite)
     try:
-        todo = [file for file in files if str(file) not in output.done]
-        before, failed = len(files) - len(todo), output.failed
-        for results in _with_progress(engine, settings, todo, r, given.top_k):
+        remaining = [file for file in files if str(file) not in output.done]
+        before, failed = len(files) - len(remaining), output.failed
+        for results in _with_progress(engine, settings, remaining, r, given.top_k):
             output.write(results)
             failed += sum("error" in result for result in results)
     finally:
         output.close()
     told = f", {before} were there before" if before else ""
     wrong = f"; {failed} could not be classified, see 'error'" if failed else ""
-    print(f"{given.output}: {len(todo)} files{told}{wrong}", file=sys.stderr)
+    print(f"{given.output}: {len(remaining)} files{told}{wrong}", file=sys.stderr)
     return int(failed > 0)
 
 

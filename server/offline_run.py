@@ -58,12 +58,12 @@ def classify_files(
         except (ServeError, OSError) as error:
             return error
 
-    size, todo = settings.max_batch_size, iter(files)
+    size, remaining = settings.max_batch_size, iter(files)
     with ThreadPoolExecutor(settings.decode_workers or usable_cores()) as pool:
         waiting: deque[tuple[Path, Future[Decoded]]] = deque()
 
         def fill(count: int) -> None:
-            waiting.extend((path, pool.submit(read, path)) for path in islice(todo, count))
+            waiting.extend((path, pool.submit(read, path)) for path in islice(remaining, count))
 
         try:
             fill((1 + AHEAD) * size)

@@ -6,6 +6,7 @@ import pytest
 
 from server.answered_batches import Batch
 from server.calibration import (
+    DEGREES,
     TURN_S,
     TURNS,
     batch_measurements,
@@ -40,11 +41,11 @@ def test_a_known_machine_is_found() -> None:
 
 def test_a_machine_that_is_slow_now_and_then_is_so_for_all_degrees() -> None:
     """Half as fast for 10 s, as often as another load begins: no degree takes it all."""
-    every_s = 6 * TURNS * TURN_S
+    every_s = DEGREES * TURNS * TURN_S
     machine = Machine(image_s=0.03, max_batch=4, slow_every_s=every_s, slow_for_s=10.0)
     profile = run_virtual(calibrate(FakeTarget(machine), 8))
     slower = [m.seconds / machine.batch_s(m.r, 1) for m in profile.measurements if m.batch == 1]
-    assert len(slower) == 6
+    assert len(slower) == DEGREES
     assert max(slower) < 1.1 * min(slower)
 
 

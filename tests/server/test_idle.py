@@ -42,3 +42,16 @@ def test_a_shift_does_all_there_is_and_then_says_so(steps: list[int]) -> None:
     for number in range(sum(steps)):
         assert asyncio.run(shift.step()) and len(done) == number + 1
     assert asyncio.run(shift.step()) is False
+
+
+def test_what_comes_last_waits_for_all_others() -> None:
+    """It is done where none of them has anything to do, and gives way again."""
+    done: list[str] = []
+    first = Task("a", 2, done)
+    shift = IdleShift([first], last=Task("last", 2, done))
+    for _ in range(3):
+        assert asyncio.run(shift.step())
+    first.left = 1
+    while asyncio.run(shift.step()):
+        pass
+    assert done == ["a", "a", "last", "a", "last"]

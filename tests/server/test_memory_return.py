@@ -2,19 +2,14 @@
 
 import asyncio
 import ctypes
+import os
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from server.memory_return import (
-    LOOK_EVERY_S,
-    RETURN_EVERY_S,
-    WORTH_BYTES,
-    MemoryReturn,
-    malloc_trim,
-    resident_bytes,
-)
+from server import memory_return
+from server.memory_return import RETURN_EVERY_S, STATM, WORTH_BYTES, MemoryReturn
 
 BLOCK, BLOCKS = 1000, 200_000
 
@@ -26,7 +21,6 @@ class Machine:
         self.now = 0.0
         self.used, self.free = 800 * 2**20, 0
         self.returns = 0
-        self.chores = 0
 
     def resident(self) -> int:
         """In use or not, it is resident."""
@@ -37,20 +31,10 @@ class Machine:
         self.returns += 1
         self.free = 0
 
-    async def step(self) -> bool:
-        """Other idle work: as much as there is."""
-        self.chores -= 1
-        return self.chores >= 0
-
-    def work(
-        self, give_back: bool = True, resident: Callable[[], int] | None = None
-    ) -> MemoryReturn:
+    def work(self) -> MemoryReturn:
         """What is tested, on this machine."""
         return MemoryReturn(
-            self,
-            lambda: self.now,
-            resident_bytes=resident or self.resident,
-            give_back=self.give_back if give_back else None,
+            lambda: self.now, resident_bytes=self.resident, give_back=self.give_back
         )
 
     def pass_time(self, work: MemoryReturn, seconds: float) -> None:
@@ -66,6 +50,11 @@ def machine() -> Machine:
     return Machine()
 
 
+def resident() -> int:
+    """Resident memory of this process in bytes."""
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def settled(machine: Machine) -> MemoryReturn:
     """The work after what starting up had left behind is returned."""
     work = machine.work()
@@ -75,11 +64,11 @@ def settled(machine: Machine) -> MemoryReturn:
 
 
 def test_what_a_burst_left_behind_is_returned(machine: Machine) -> None:
-    """Within a second of quiet, once; and the next burst's too."""
+    """In the next pause, once; and the next burst's too."""
     work = settled(machine)
     for burst in (2, 3):
         machine.free = 3 * WORTH_BYTES
-        machine.pass_time(work, LOOK_EVERY_S + 0.1)
+        machine.pass_time(work, 0.1)
         assert (machine.returns, machine.free) == (burst, 0)
         machine.pass_time(work, RETURN_EVERY_S)
         assert machine.returns == burst
@@ -123,35 +112,29 @@ def test_it_is_not_done_over_and_over(machine: Machine) -> None:
     assert machine.returns - 1 <= 60 / RETURN_EVERY_S + 1
 
 
-def test_other_idle_work_comes_first(machine: Machine) -> None:
-    """A measurement does not pay for pages that were just returned."""
-    work = settled(machine)
-    machine.free, machine.chores = 2 * WORTH_BYTES, 100
-    machine.pass_time(work, 4.9)
-    assert machine.returns == 1
-    machine.pass_time(work, 2)
-    assert machine.returns == 2
-
-
-def test_nothing_is_done_where_the_c_library_cannot(machine: Machine) -> None:
-    """The rest of the idle work goes on."""
-    machine.chores = 3
-    work = machine.work(give_back=False)
-    assert [asyncio.run(work.step()) for _ in range(4)] == [True, True, True, False]
+def test_without_glibc_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, machine: Machine, tmp_path: Path
+) -> None:
+    """Nor without Linux's /proc."""
+    monkeypatch.setattr(memory_return, "STATM", tmp_path / "statm")
+    assert MemoryReturn.of_this_process(lambda: machine.now) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert MemoryReturn.of_this_process(lambda: machine.now) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and calls glibc")
 def test_free_memory_really_goes() -> None:
     """One small block at the end of 200 MB keeps all of them, until they are returned."""
-    trim, resident = malloc_trim(), resident_bytes()
-    if trim is None:
+    now = 0.0
+    work = MemoryReturn.of_this_process(lambda: now)
+    if work is None:
         pytest.skip("this C library has no malloc_trim")
-    assert resident is not None
+    asyncio.run(work.step())
+    before = resident()
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
     libc.free.argtypes = (ctypes.c_void_p,)
-    trim()
-    before = resident()
     blocks = [libc.malloc(BLOCK) for _ in range(BLOCKS)]
     for block in blocks:
         ctypes.memset(block, 1, BLOCK)
@@ -160,7 +143,8 @@ def test_free_memory_really_goes() -> None:
         libc.free(block)
     del blocks
     held = resident() - before
-    trim()
+    now = RETURN_EVERY_S
+    assert asyncio.run(work.step())
     left = resident() - before
     libc.free(last)
     assert held > 0.9 * BLOCK * BLOCKS
