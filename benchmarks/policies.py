@@ -24,6 +24,7 @@ from benchmarks.policies_report import (
     CAPACITY,
     PolicyRun,
     Setting,
+    as_expected,
     describe,
     draw,
     file_of,
@@ -91,10 +92,11 @@ def main() -> None:
         for trace in traces
     }
     expected = LatencyProfile.load(folder / "served.json").expected_accuracy()
-    show(setting, runs, expected)
+    usual_runs = as_expected(setting, runs, expected)
+    show(setting, runs, usual_runs)
     if options.plot:
         draw(folder, setting, runs)
-    print(json.dumps(describe(setting, runs, expected), allow_nan=False))
+    print(json.dumps(describe(setting, runs, usual_runs), allow_nan=False))
 
 
 def _parse() -> argparse.Namespace:

@@ -93,11 +93,20 @@ Expected = Mapping[int, float]
 """Degree to the accuracy that is expected of it; empty where that is not known."""
 
 
-def as_expected(replay: Replay, slo_s: float, expected: Expected) -> Replay:
-    """Return the replay as if each answer were as correct as its degree usually is.
+def as_expected(setting: Setting, runs: Runs, expected: Expected) -> Runs:
+    """Return the runs as if each answer were as correct as its degree usually is.
 
-    Where nothing is expected of a degree that was served, its figures know of no accuracy.
+    Where nothing is expected of a degree that was served, the figures know of no accuracy.
     """
+    return {
+        trace: [
+            replace(run, replay=_usual(run.replay, setting.slo_s, expected)) for run in of_trace
+        ]
+        for trace, of_trace in runs.items()
+    }
+
+
+def _usual(replay: Replay, slo_s: float, expected: Expected) -> Replay:
     fates = tuple(
         fate if fate.r is None else replace(fate, correct=expected.get(fate.r, UNKNOWN))
         for fate in replay.fates
@@ -107,8 +116,14 @@ def as_expected(replay: Replay, slo_s: float, expected: Expected) -> Replay:
     return replace(replay, fates=fates, figures=figures)
 
 
-def show(setting: Setting, runs: Runs, expected: Expected) -> None:
-    """Print a table per trace, and how the default compares with the best of the others."""
+def show(setting: Setting, runs: Runs, usual_runs: Runs) -> None:
+    """Print a table per trace, and how the default compares with the best of the others.
+
+    Args:
+        setting: what they share.
+        runs: what happened.
+        usual_runs: the same `as_expected`.
+    """
     print(f"Model {setting.model}, SLO {1000 * setting.slo_s:.1f} ms; capacity", end=" ")
     print(f"{setting.capacity:.1f} images/s at r=0,", end=" ")
     print(f"{setting.highest_capacity:.1f} images/s at r={setting.highest}.")
@@ -116,7 +131,7 @@ def show(setting: Setting, runs: Runs, expected: Expected) -> None:
         print(f"\nCorrectness is not known: {setting.correctness_unknown}.")
     for trace, of_trace in runs.items():
         grouped = by_policy(of_trace)
-        usual = _usual(grouped, setting, expected)
+        usual = by_policy(usual_runs[trace])
         seeds = sorted({run.replay.seed for run in of_trace})
         best = best_static(grouped)
         print(f"\n## {trace}\n\nMedian and range of seeds {', '.join(map(str, seeds))}.\n")
@@ -139,22 +154,21 @@ def show(setting: Setting, runs: Runs, expected: Expected) -> None:
     print()
 
 
-def describe(setting: Setting, runs: Runs, expected: Expected) -> dict[str, Any]:
-    """Return it all as one JSON-able record."""
+def describe(setting: Setting, runs: Runs, usual_runs: Runs) -> dict[str, Any]:
+    """Return it all as one JSON-able record; the arguments are those of `show`."""
     return {
         "benchmark": "policies",
         **asdict(setting),
         "traces": {
-            trace: _described(by_policy(of_trace), setting, expected)
+            trace: _described(by_policy(of_trace), by_policy(usual_runs[trace]))
             for trace, of_trace in runs.items()
         },
     }
 
 
 def _described(
-    grouped: Mapping[str, Sequence[Replay]], setting: Setting, expected: Expected
+    grouped: Mapping[str, Sequence[Replay]], usual: Mapping[str, Sequence[Replay]]
 ) -> dict[str, Any]:
-    usual = _usual(grouped, setting, expected)
     return {
         "best_static": best_static(grouped),
         "lead_on_time_correct": lead(grouped),
@@ -239,15 +253,6 @@ def _score(replays: Sequence[Replay]) -> float:
     figures = [replay.figures for replay in replays]
     shares = [f.attainment if f.on_time_correct is None else f.on_time_correct for f in figures]
     return statistics.median(share or 0.0 for share in shares)
-
-
-def _usual(
-    grouped: Mapping[str, Sequence[Replay]], setting: Setting, expected: Expected
-) -> dict[str, list[Replay]]:
-    return {
-        policy: [as_expected(replay, setting.slo_s, expected) for replay in replays]
-        for policy, replays in grouped.items()
-    }
 
 
 def _is_known(grouped: Mapping[str, Sequence[Replay]]) -> bool:

@@ -24,8 +24,9 @@ def run(policy: str, r: int, right: int, *, seed: int = 0, late: int = 0) -> Pol
 
 def test_each_answer_counts_as_its_degree_usually_does() -> None:
     """Late and refused ones count nothing; nothing else changes."""
-    seen = run("demand", 0, right=3, late=2).replay
-    usual = as_expected(seen, SLO_S, EXPECTED)
+    one = run("demand", 0, right=3, late=2)
+    [other] = as_expected(SETTING, {"flat": [one]}, EXPECTED)["flat"]
+    seen, usual = one.replay, other.replay
     assert seen.figures.on_time_correct == pytest.approx(3 / 11)
     assert usual.figures.on_time_correct == pytest.approx(8 * 0.9 / 11)
     assert usual.figures.attainment == seen.figures.attainment == pytest.approx(8 / 11)
@@ -34,8 +35,8 @@ def test_each_answer_counts_as_its_degree_usually_does() -> None:
 
 def test_what_is_not_known_of_a_degree_is_not_made_up() -> None:
     """One degree without an expected accuracy, and there is no figure."""
-    usual = as_expected(run("demand", 8, right=3).replay, SLO_S, EXPECTED)
-    assert usual.figures.on_time_correct is None
+    [usual] = as_expected(SETTING, {"flat": [run("demand", 8, right=3)]}, EXPECTED)["flat"]
+    assert usual.replay.figures.on_time_correct is None
 
 
 def test_luck_with_the_photographs_shows(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,13 +48,14 @@ def test_luck_with_the_photographs_shows(capsys: pytest.CaptureFixture[str]) -> 
             for policy, r, right in (("demand", 0, 8), ("static r=16", 16, 10))
         ]
     }
-    show(SETTING, runs, EXPECTED)
+    usual = as_expected(SETTING, runs, EXPECTED)
+    show(SETTING, runs, usual)
     printed = capsys.readouterr().out
     assert "`demand` is 18.18 points of on time and correct behind" in printed
     assert "`demand` is 9.09 points of on time and correct, as expected, ahead of" in printed
     row = next(line for line in printed.splitlines() if line.startswith("| demand"))
     assert row.endswith("| 81.82% (81.82% to 81.82%) |")
-    trace = describe(SETTING, runs, EXPECTED)["traces"]["flat"]
+    trace = describe(SETTING, runs, usual)["traces"]["flat"]
     assert trace["lead_on_time_correct"] == pytest.approx(-2 / 11)
     assert trace["lead_as_expected"] == pytest.approx(1 / 11)
 
@@ -64,7 +66,8 @@ def test_without_expected_accuracies_the_labels_stand_alone(
 ) -> None:
     """Where one of them is missing, no second verdict is given."""
     runs = {"flat": [run("demand", 0, 8), run("static r=16", 16, 10)]}
-    show(SETTING, runs, expected)
+    usual = as_expected(SETTING, runs, expected)
+    show(SETTING, runs, usual)
     printed = capsys.readouterr().out
     assert printed.count("`demand` is") == 1
-    assert describe(SETTING, runs, expected)["traces"]["flat"]["lead_as_expected"] is None
+    assert describe(SETTING, runs, usual)["traces"]["flat"]["lead_as_expected"] is None
